@@ -1,0 +1,52 @@
+# Everything that a fresh machine needs: Python 3.11 or later, and make. No root, no Docker, no account.
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TESTS ?= market_pipeline_tests
+
+.PHONY: help setup demo test bench lint format down screenshots clean
+
+help:            ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
+
+setup: $(STAMP)  ## make the virtual environment and install the locked packages
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "market_pipeline needs Python 3.11 or later: set PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@test -x $(BIN)/python && $(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || $(PYTHON) -m virtualenv -q $(VENV) || { rm -rf $(VENV); echo "Python's venv module is incomplete here: on Debian, apt-get install python3-venv" >&2; exit 1; }
+	@echo "installing packages ..."
+	@$(BIN)/python -m pip install -q --disable-pip-version-check uv==0.13.9 2>/dev/null && $(BIN)/uv pip install -q --python $(BIN)/python --require-hashes -r requirements.lock || $(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+demo: $(STAMP)   ## start the local stack, load 30 days of 4 symbols, show what came of it
+	@$(BIN)/market-pipeline demo
+
+test: $(STAMP)   ## run the whole test suite
+	@$(BIN)/python -m pytest $(TESTS)
+
+bench: $(STAMP)  ## time the road of a bar against a bare script that does the same work
+	@$(BIN)/python -m market_pipeline_tests.benchmarks
+
+lint: $(STAMP)   ## formatting, lint rules, types, and the walls between the rooms
+	@$(BIN)/ruff format --check market_pipeline market_pipeline_tests
+	@$(BIN)/ruff check market_pipeline market_pipeline_tests
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(STAMP) ## format the code
+	@$(BIN)/ruff format market_pipeline market_pipeline_tests
+	@$(BIN)/ruff check --fix market_pipeline market_pipeline_tests
+
+screenshots: $(STAMP) ## photograph the running demo's Dagster UI with headless Chromium (docs/images)
+	@$(BIN)/python -m market_pipeline_tests.browser.screenshots
+
+down: $(STAMP)   ## stop the local stack
+	@$(BIN)/market-pipeline down
+
+clean:           ## stop the stack and remove its data and the virtual environment
+	@-test -x $(BIN)/market-pipeline && $(BIN)/market-pipeline down
+	rm -rf $(VENV) .market_pipeline .env

@@ -1,0 +1,293 @@
+"""The envelope of a batch: its headers, and how a frame of bars is cut into batches of a bounded size."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from math import ceil
+from typing import Any
+from urllib.parse import quote, unquote
+
+import polars as pl
+
+from market_pipeline import payload as arrow
+from market_pipeline.errors import InvalidBars, PayloadTooLarge, UnreadableBatch
+from market_pipeline.market.bars import BAR_SCHEMA
+from market_pipeline.market.digest import DIGEST_COLUMNS, value_digest
+from market_pipeline.market.timeframes import from_ms, to_ms
+
+SCHEMA_VERSION = 1
+MAX_BYTES = 512 * 1024
+# lz4 over the price series of a forex pair; only the first cut of a frame is guessed by it.
+GUESSED_BYTES_A_ROW = 35
+# Aim a little below the limit: neighbouring slices of a series differ by a few per cent.
+_MARGIN = 0.96
+
+MAX_BATCH_ID = 2**63 - 1
+_STAGE = "Stage-"
+_STAGE_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
+_SERIES = ("symbol", "timeframe", "source")
+# Printable, and unchanged by NATS clients; all else is percent-encoded, `%` and spaces too.
+_SAFE = "/:.,;+@=()[]!*"
+_TEXT = {
+    "correlation_id": "Correlation-Id",
+    "source": "Source",
+    "symbol": "Symbol",
+    "timeframe": "Timeframe",
+    "run_id": "Run-Id",
+    "vendor_request_id": "Vendor-Request-Id",
+}
+_REQUIRED_TEXT = frozenset({"correlation_id", "source", "symbol", "timeframe"})
+_NUMBERS = {
+    "batch_id": ("Batch-Id", 1, MAX_BATCH_ID),
+    "rows": ("Rows", 0, 2**32 - 1),
+    "digest": ("Digest", 0, 2**64 - 1),
+}
+_TIMES = {"start_ts": "Start-Ts", "end_ts": "End-Ts"}
+_VERSION = "Schema-Version"
+_MAX_MS = to_ms(datetime.fromisoformat("9999-12-31T23:59:59+00:00"))
+_MIN_MS = to_ms(datetime.fromisoformat("0001-01-01T00:00:00+00:00"))
+
+
+@dataclass(frozen=True, slots=True)
+class BatchHeaders:
+    """Describe a batch without its payload.
+
+    batch_id: random, 1 … 2^63 − 1; the same in every row and in the ledger.
+    correlation_id: follows one piece of work through every log line.
+    source, symbol (the key), timeframe: of every row.
+    start_ts, end_ts: ts of the first and the last row, UTC, both inclusive.
+    rows, digest: count and `market.digest.value_digest` of the rows.
+    run_id, vendor_request_id: empty where there is none.
+    stages: epoch ms at which the batch passed each stage.
+    """
+
+    batch_id: int
+    correlation_id: str
+    source: str
+    symbol: str
+    timeframe: str
+    rows: int
+    digest: int
+    start_ts: datetime
+    end_ts: datetime
+    run_id: str = ""
+    vendor_request_id: str = ""
+    schema_version: int = SCHEMA_VERSION
+    stages: dict[str, int] = field(default_factory=dict)
+
+    def with_stage(self, name: str, at_ms: int | None = None) -> BatchHeaders:
+        """Return the headers with one more stage, by default passed now."""
+        return replace(self, stages={**self.stages, name: now_ms() if at_ms is None else at_ms})
+
+    def to_nats(self) -> dict[str, str]:
+        """Return the NATS headers: printable ASCII; empty texts are left out."""
+        headers = {_VERSION: str(self.schema_version)}
+        for name, (header, _, _) in _NUMBERS.items():
+            headers[header] = str(getattr(self, name))
+        for name, header in _TIMES.items():
+            headers[header] = str(to_ms(getattr(self, name)))
+        for name, header in _TEXT.items():
+            if value := getattr(self, name):
+                headers[header] = quote(value, safe=_SAFE, errors="surrogatepass")
+        for stage, at_ms in self.stages.items():
+            if not _STAGE_NAME.fullmatch(stage):
+                raise ValueError(f"a stage is named by small letters, digits and _, not {stage!r}")
+            headers[f"{_STAGE}{stage}"] = str(at_ms)
+        return headers
+
+    @classmethod
+    def from_nats(cls, headers: Mapping[str, str] | None) -> BatchHeaders:
+        """Read the NATS headers of a message; headers of others are passed over.
+
+        Raises:
+            UnreadableBatch: a header is missing or wrong (reason `unreadable_envelope`), or the schema version is
+                not ours (reason `schema_version`); the message names header and value.
+        """
+        given = headers or {}
+        version = _number(given, _VERSION, 0, 2**31)
+        if version != SCHEMA_VERSION:
+            raise UnreadableBatch(
+                f"schema version {version}: this program reads version {SCHEMA_VERSION}", reason="schema_version"
+            )
+        values: dict[str, Any] = {}
+        for name, (header, low, high) in _NUMBERS.items():
+            values[name] = _number(given, header, low, high)
+        for name, header in _TIMES.items():
+            values[name] = from_ms(_number(given, header, _MIN_MS, _MAX_MS))
+        for name, header in _TEXT.items():
+            values[name] = _text(given, header, name in _REQUIRED_TEXT)
+        if values["end_ts"] < values["start_ts"]:
+            raise _unreadable(f"{_TIMES['end_ts']} lies before {_TIMES['start_ts']}")
+        stages = {
+            header.removeprefix(_STAGE): _number(given, header, 0, _MAX_MS)
+            for header in given
+            if header.startswith(_STAGE)
+        }
+        return cls(**values, schema_version=version, stages=stages)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedBatch:
+    """Hold a batch that is ready to be published: `frame_slice` has the rows (BAR_SCHEMA) that `payload` encodes."""
+
+    headers: BatchHeaders
+    payload: bytes
+    frame_slice: pl.DataFrame
+
+
+def encode_batches(
+    frame: pl.DataFrame,
+    *,
+    correlation_id: str,
+    run_id: str = "",
+    vendor_request_id: str = "",
+    stages: Mapping[str, int] | None = None,
+    max_bytes: int = MAX_BYTES,
+) -> list[EncodedBatch]:
+    """Cut bars of one symbol, timeframe and source into batches whose payload is at most `max_bytes`.
+
+    `frame` has the columns of BAR_SCHEMA; rows are taken in the order of ts, so that each batch covers a range that
+    no other batch of the frame touches. Each batch gets a random `batch_id`, also in the column of its payload, and
+    the stage `encoded`. An empty frame gives no batch. CPU-bound and thread-safe: call it from a thread.
+
+    Raises:
+        InvalidBars: more than one series in the frame, or columns that are not those of BAR_SCHEMA.
+        PayloadTooLarge: not even one row fits.
+    """
+    if frame.is_empty():
+        return []
+    for name in BAR_SCHEMA:
+        if name not in frame.columns:
+            raise InvalidBars(f"{name}: the column is missing")
+    frame = frame.select(list(BAR_SCHEMA))
+    series = {name: _only_value(frame, name) for name in _SERIES}
+    if not frame.get_column("ts").is_sorted():
+        frame = frame.sort("ts")
+    frame = frame.rechunk()
+    batches: list[EncodedBatch] = []
+    bytes_a_row = float(GUESSED_BYTES_A_ROW)
+    offset = 0
+    while offset < frame.height:
+        batch_id = secrets.randbelow(MAX_BATCH_ID) + 1
+        left = frame.height - offset
+        rows = _rows_of_next(left, max_bytes * _MARGIN / bytes_a_row)
+        part, payload = _encode_slice(frame, offset, rows, batch_id)
+        if not batches:
+            # The guess is only a guess: where the series is smaller than that, larger batches mean fewer of them.
+            better = _rows_of_next(left, max_bytes * _MARGIN * rows / len(payload))
+            if better > rows:
+                rows = better
+                part, payload = _encode_slice(frame, offset, rows, batch_id)
+        while len(payload) > max_bytes:
+            if rows == 1:
+                raise PayloadTooLarge(f"one row takes {len(payload)} bytes, more than the {max_bytes} of a batch")
+            rows = max(1, min(rows - 1, int(rows * max_bytes / len(payload) * _MARGIN)))
+            part, payload = _encode_slice(frame, offset, rows, batch_id)
+        bytes_a_row = len(payload) / rows
+        offset += rows
+        ts = part.get_column("ts")
+        headers = BatchHeaders(
+            batch_id=batch_id,
+            correlation_id=correlation_id,
+            source=series["source"],
+            symbol=series["symbol"],
+            timeframe=series["timeframe"],
+            rows=rows,
+            digest=value_digest(part),
+            start_ts=ts[0],
+            end_ts=ts[-1],
+            run_id=run_id,
+            vendor_request_id=vendor_request_id,
+            stages={**(stages or {}), "encoded": now_ms()},
+        )
+        batches.append(EncodedBatch(headers, payload, part))
+    return batches
+
+
+def decode(payload: bytes, headers: BatchHeaders) -> pl.DataFrame:
+    """Decode the payload of a batch and prove that it is the one of these headers.
+
+    Returns the rows with the columns of BAR_SCHEMA and `batch_id`.
+
+    Raises:
+        UnreadableBatch: reason `unreadable_payload` (not Arrow, or rows of another series or batch) or
+            `digest_mismatch` (other values or another number of rows than the headers say).
+    """
+    frame = arrow.decode(payload)
+    for name, said in (*((name, getattr(headers, name)) for name in _SERIES), ("batch_id", headers.batch_id)):
+        if not frame.get_column(name).eq_missing(said).all():
+            raise UnreadableBatch(f"the headers say {name} {said}, the payload holds others", reason=arrow.UNREADABLE)
+    if frame.height != headers.rows:
+        raise UnreadableBatch(
+            f"the headers say {headers.rows} rows, the payload has {frame.height}", reason="digest_mismatch"
+        )
+    for name in DIGEST_COLUMNS:
+        # A null price has a word of its own; these have none.
+        if frame.schema[name] != pl.Float64 and frame.get_column(name).null_count():
+            raise UnreadableBatch(f"{name} holds nulls, of which there is no digest", reason="digest_mismatch")
+    if value_digest(frame) != headers.digest:
+        raise UnreadableBatch("the digest of the payload's values is not the headers'", reason="digest_mismatch")
+    return frame
+
+
+def now_ms() -> int:
+    """Return the epoch ms of now: what every stage is stamped with."""
+    return time.time_ns() // 1_000_000
+
+
+def _encode_slice(frame: pl.DataFrame, offset: int, rows: int, batch_id: int) -> tuple[pl.DataFrame, bytes]:
+    part = frame.slice(offset, rows)
+    return part, arrow.encode(part.with_columns(pl.lit(batch_id, pl.UInt64).alias("batch_id")))
+
+
+def _rows_of_next(left: int, fitting: float) -> int:
+    """Share the rows that are left evenly among the fewest batches, so that no crumb is left for the last."""
+    return ceil(left / ceil(left / max(1.0, fitting)))
+
+
+def _only_value(frame: pl.DataFrame, name: str) -> str:
+    column = frame.get_column(name)
+    value = column[0]
+    if not isinstance(value, str) or not value or not column.eq_missing(value).all():
+        shown = ", ".join(map(repr, column.unique(maintain_order=True).head(4)))
+        raise InvalidBars(f"{name}: a batch holds bars of one {name}, not of {shown}")
+    return value
+
+
+def _number(headers: Mapping[str, str], header: str, low: int, high: int) -> int:
+    text = _raw(headers, header)
+    # int() also takes blanks, underscores and the digits of every script
+    if not re.fullmatch(r"-?[0-9]{1,20}", text, re.ASCII):
+        raise _unreadable(f"{header} is {text[:40]!r}, must be a whole number")
+    value = int(text)
+    if not low <= value <= high:
+        raise _unreadable(f"{header} is {value}, must lie in {low} … {high}")
+    return value
+
+
+def _text(headers: Mapping[str, str], header: str, required: bool) -> str:
+    if not required and header not in headers:
+        return ""
+    text = _raw(headers, header)
+    if required and not text:
+        raise _unreadable(f"{header} is empty")
+    try:
+        return unquote(text, errors="surrogatepass")
+    except UnicodeDecodeError:
+        raise _unreadable(f"{header} is {text[:40]!r}, which is not percent-encoded UTF-8") from None
+
+
+def _raw(headers: Mapping[str, str], header: str) -> str:
+    try:
+        return headers[header]
+    except KeyError:
+        raise _unreadable(f"the header {header} is missing") from None
+
+
+def _unreadable(message: str) -> UnreadableBatch:
+    return UnreadableBatch(message, reason="unreadable_envelope")

@@ -1,0 +1,208 @@
+"""`up`, `down`, `status`, `doctor`: the embedded stack."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from market_pipeline.local.stack import Progress, Stack
+    from market_pipeline.local.state import StackState
+
+HomeOption = Annotated[
+    Path,
+    typer.Option("--home", envvar="MARKET_PIPELINE_HOME", help="The stack's folder.", show_default=".market_pipeline"),
+]
+DEFAULT_HOME = Path(".market_pipeline")
+_STYLES = {"ready": "green", "unhealthy": "red", "failed": "red", "restarting": "yellow", "starting": "yellow"}
+_VERDICTS = {"good": "[green]good[/]", "warning": "[yellow]warning[/]", "wrong": "[red]WRONG[/]"}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(up)
+    app.command()(down)
+    app.command()(status)
+    app.command()(doctor)
+
+
+def up(
+    home: HomeOption = DEFAULT_HOME,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Start only this component and what it needs (repeatable; `dagster` is all of it)."),
+    ] = None,
+    dagster: Annotated[bool, typer.Option("--dagster/--no-dagster", help="Start Dagster too.")] = True,
+    foreground: Annotated[
+        bool, typer.Option("--foreground", help="Stay in the terminal; Ctrl-C stops the stack.")
+    ] = False,
+    project_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that gets the .env for plain `dagster dev` (default: this one, if workspace.yaml is here)."
+        ),
+    ] = None,
+    repick_ports: Annotated[
+        bool, typer.Option("--repick-ports", help="Choose other ports for those that are taken.")
+    ] = False,
+    min_free_mb: Annotated[int, typer.Option(help="Refuse to start on a disk with less than this.")] = 500,
+    module: Annotated[str, typer.Option(help="Module with Dagster's definitions.")] = "market_pipeline.definitions",
+) -> None:
+    """Start the stack and wait until every part does its work."""
+    from market_pipeline.local.components import select
+    from market_pipeline.local.environment import project_folder
+    from market_pipeline.local.stack import Stack
+
+    stack = Stack(
+        home,
+        select(only, dagster=dagster),
+        module=module,
+        project_dir=project_folder(project_dir),
+        min_free_mb=min_free_mb,
+        repick_ports=repick_ports,
+    )
+    if (state := stack.state()) is not None and state.phase == "running":
+        _say_running(stack, state)
+        return
+    if foreground:
+        from market_pipeline.local.supervisor import run_here
+
+        raise typer.Exit(run_here(stack.options()))
+    began = time.monotonic()
+    with _progress() as show:
+        state = stack.start(show)
+    Console().print(f"ready in {time.monotonic() - began:.1f} s, in {stack.home.root}", highlight=False, soft_wrap=True)
+    _print_addresses(state)
+
+
+def down(home: HomeOption = DEFAULT_HOME) -> None:
+    """Stop the stack in reverse order and wait until nothing of it is left."""
+    from market_pipeline.local.stack import Stack
+
+    stack = Stack(home)
+    with _progress() as show:
+        stopped = stack.stop(show)
+    Console().print("stopped" if stopped else f"there was nothing to stop in {stack.home.root}", soft_wrap=True)
+
+
+def status(
+    home: HomeOption = DEFAULT_HOME, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
+) -> None:
+    """Show every component; exit code 1 unless all of them do their work."""
+    import msgspec
+
+    from market_pipeline.local.stack import Stack
+
+    stack = Stack(home)
+    state = stack.state()
+    if as_json:
+        body = {"home": str(stack.home.root), "running": state is not None, "stack": state}
+        typer.echo(msgspec.json.format(msgspec.json.encode(body)).decode())
+    elif state is None:
+        Console().print(f"no stack is running in {stack.home.root}: market-pipeline up", soft_wrap=True)
+    else:
+        Console().print(_table(state, details=True))
+    if state is None or state.phase != "running" or not state.healthy:
+        raise typer.Exit(1)
+
+
+def doctor(home: HomeOption = DEFAULT_HOME) -> None:
+    """Check machine, files, servers and vendor and say what to do; exit code 1 when something is wrong."""
+    from market_pipeline.local.doctor import examine
+    from market_pipeline.local.layout import Home
+
+    console = Console()
+    table = Table("check", "verdict", "seen", "what to do", box=SIMPLE_HEAD, pad_edge=False)
+    wrong = 0
+    with console.status("checking"):
+        for check in examine(Home.at(home)):
+            table.add_row(check.name, _VERDICTS[check.verdict], check.seen, check.advice)
+            wrong += check.verdict == "wrong"
+    console.print(table)
+    if wrong:
+        raise typer.Exit(1)
+
+
+def _say_running(stack: Stack, state: StackState) -> None:
+    ui = state.component("dagster-webserver")
+    where = f", UI at {ui.address}" if ui else ""
+    Console().print(
+        f"already running in {stack.home.root} (supervisor {state.pid}){where}", highlight=False, soft_wrap=True
+    )
+    absent = [name for name in stack.components if state.component(name) is None]
+    if absent:
+        Console().print(f"without {', '.join(absent)}: to add them, market-pipeline down, then up", highlight=False)
+    if not state.healthy:
+        Console().print("but not everything is ready: market-pipeline status, market-pipeline doctor", style="red")
+        raise typer.Exit(1)
+
+
+def _print_addresses(state: StackState) -> None:
+    for component in state.components:
+        if component.address:
+            Console().print(f"  {component.name:<18} {component.address}", highlight=False)
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """Yield a function that shows a state: a live table on a terminal, else one line a change."""
+    console = Console()
+    if console.is_terminal:
+        with Live(console=console, transient=True, refresh_per_second=10) as live:
+            yield lambda state: live.update(_table(state))
+        return
+    shown: dict[str, str] = {}
+
+    def lines(state: StackState) -> None:
+        for component in state.components:
+            if shown.get(component.name) != component.state:
+                shown[component.name] = component.state
+                console.print(f"{component.name:<18} {component.state}", highlight=False)
+
+    yield lines
+
+
+def _table(state: StackState, *, details: bool = False) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("component", "state", "pid", "address", "up", "restarts"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("health", overflow="fold")
+    now = time.time()
+    for component in state.components:
+        style = _STYLES.get(component.state, "")
+        since = component.ready_at if component.state in ("ready", "unhealthy") else None
+        health = component.detail if details else component.detail.partition("\n")[0][:60]
+        if not health and component.probe_ms is not None and component.probed_at is not None and since:
+            health = f"{component.probe_ms:.0f} ms, {max(0.0, now - component.probed_at):.0f} s ago"
+        if details and component.last_exit and not component.detail:
+            health += f"; before: {component.last_exit}"
+        table.add_row(
+            component.name,
+            f"[{style}]{component.state}[/]" if style else component.state,
+            str(component.pid or ""),
+            component.address,
+            _duration(now - since) if since else "",
+            str(component.restarts),
+            health,
+        )
+    return table
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,125 @@
+"""What a load, a derivation and a repair say of themselves: counts, coverage, gaps, latency."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import date
+
+import polars as pl
+
+DAY_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
+    "date": pl.Date,
+    "rows": pl.UInt32,
+    "expected": pl.UInt32,
+    "missing": pl.UInt32,
+    "partial": pl.Boolean,
+}
+"""One row a UTC day: winning minutes stored, minutes the calendar expects, those missing, and whether the day was
+still running (or not yet settled) when it was loaded."""
+
+
+@dataclass
+class SeriesCounts:
+    """What became of the rows that were published: each is counted in one of these."""
+
+    rows: int = 0
+    new: int = 0
+    restated: int = 0
+    unchanged: int = 0
+    withdrawn: int = 0
+    superseded: int = 0
+    rejected: int = 0
+    batches: int = 0
+    republished: int = 0
+
+    def add(self, other: SeriesCounts) -> None:
+        """Add the counts of `other` to these."""
+        for name in self.__dataclass_fields__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    @property
+    def written(self) -> int:
+        """Rows that changed the store."""
+        return self.new + self.restated + self.withdrawn
+
+
+@dataclass
+class SymbolLoad:
+    """One symbol's part of a load of minutes."""
+
+    symbol: str
+    counts: SeriesCounts = field(default_factory=SeriesCounts)
+    requests: int = 0
+    skipped_requests: int = 0
+    empty_answers: int = 0
+    days: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=DAY_SCHEMA))
+    gaps: pl.DataFrame = field(default_factory=pl.DataFrame)
+    first_day: date | None = None
+    last_day: date | None = None
+
+    @property
+    def expected(self) -> int:
+        """Minutes that the calendar expects in the days loaded, up to the settled present."""
+        return int(self.days["expected"].sum())
+
+    @property
+    def missing(self) -> int:
+        """Expected minutes that the store lacks."""
+        return int(self.days["missing"].sum())
+
+    @property
+    def coverage(self) -> float:
+        """Share of the expected minutes that are stored; 1.0 where none is expected."""
+        return 1.0 if self.expected == 0 else 1.0 - self.missing / self.expected
+
+
+@dataclass
+class LoadReport:
+    """A load of minutes over several symbols."""
+
+    symbols: dict[str, SymbolLoad] = field(default_factory=dict)
+    retries: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    latency_ms: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> SeriesCounts:
+        """Return the sum over the symbols."""
+        total = SeriesCounts()
+        for symbol in self.symbols.values():
+            total.add(symbol.counts)
+        return total
+
+    @property
+    def rows_per_second(self) -> float:
+        """Published rows a second, verification included."""
+        return self.counts.rows / self.seconds if self.seconds else 0.0
+
+
+@dataclass
+class DeriveReport:
+    """A derivation: counts by timeframe, and by symbol and timeframe, with a row a day."""
+
+    timeframes: dict[str, SeriesCounts] = field(default_factory=dict)
+    by_symbol: dict[tuple[str, str], SeriesCounts] = field(default_factory=dict)
+    days: dict[tuple[str, str], pl.DataFrame] = field(default_factory=dict)
+    """(symbol, timeframe) -> frame[date, rows, complete, partial]: bars stored a UTC day (a week's at its Sunday)."""
+    minutes_read: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class RepairReport:
+    """A repair of gaps: what was open, asked for, found, and what stays."""
+
+    found_gaps: int = 0
+    found_minutes: int = 0
+    asked_requests: int = 0
+    repaired_minutes: int = 0
+    confirmed_minutes: int = 0
+    still_open_minutes: int = 0
+    table: pl.DataFrame = field(default_factory=pl.DataFrame)
+    """One row a gap: symbol, start, end, minutes, cause, state, attempts."""
+    load: LoadReport = field(default_factory=LoadReport)
+    derived: DeriveReport = field(default_factory=DeriveReport)
+    seconds: float = 0.0

@@ -1,0 +1,134 @@
+"""Everything that one historical run needs, opened, probed, and closed again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import structlog
+
+from market_pipeline.bus.session import BusSession, open_bus
+from market_pipeline.bus.streams import HISTORY
+from market_pipeline.history.tracker import Tracker
+from market_pipeline.instruments_file import load_instruments
+from market_pipeline.live.bridge import BridgeWorker
+from market_pipeline.market.instruments import Instruments
+from market_pipeline.settings import Settings
+from market_pipeline.stores.bar_facts import BarFacts
+from market_pipeline.stores.bars import BarStore
+from market_pipeline.stores.clickhouse import connect as connect_store
+from market_pipeline.stores.clickhouse import probe as probe_store
+from market_pipeline.stores.ledgers import GapLedger, IngestLedger, VendorRequestLedger
+from market_pipeline.stores.migrations import apply
+from market_pipeline.vendors.polygon import PolygonClient
+
+log = structlog.get_logger(__name__)
+
+Clock = Callable[[], datetime]
+
+
+def utc_now() -> datetime:
+    """Return the wall clock in UTC."""
+    return datetime.now(UTC)
+
+
+@dataclass
+class Runtime:
+    """The open parts of a run. `vendor` is None for a run that only derives."""
+
+    settings: Settings
+    instruments: Instruments
+    run_id: str
+    root_run_id: str
+    clock: Clock
+    vendor: PolygonClient | None
+    bars: BarStore
+    facts: BarFacts
+    requests: VendorRequestLedger
+    gaps: GapLedger
+    ingest: IngestLedger
+    bus: BusSession
+    tracker: Tracker
+    bridge: BridgeWorker
+    probes_ms: dict[str, float]
+
+
+@asynccontextmanager
+async def open_runtime(
+    settings: Settings, *, run_id: str, root_run_id: str, vendor: bool = True, clock: Clock = utc_now
+) -> AsyncIterator[Runtime]:
+    """Open the bus, the store and (unless told otherwise) the vendor; probe each before the first request.
+
+    A bridge worker runs inside, so that a run depends on no other process to get its batches stored.
+
+    Raises:
+        The typed error of the part that cannot do its work.
+    """
+    instruments = load_instruments(settings)
+    probes: dict[str, float] = {}
+    async with AsyncExitStack() as stack:
+        client = await asyncio.to_thread(connect_store, settings.clickhouse)
+        stack.callback(client.close)
+        probes["clickhouse"] = await _timed(asyncio.to_thread(probe_store, client))
+        await asyncio.to_thread(apply, client)
+
+        bus = await stack.enter_async_context(open_bus(settings.nats, f"history {run_id}"))
+        probes["nats"] = await _timed(bus.probe())
+        await bus.ensure_streams(replicas=settings.nats.replicas)
+
+        polygon: PolygonClient | None = None
+        if vendor:
+            polygon = await stack.enter_async_context(PolygonClient(settings.vendor, bus.rate_gate(settings.vendor)))
+            probes["vendor"] = await _timed(polygon.probe())
+        log.info("probed", run_id=run_id, **{f"{name}_ms": round(ms, 1) for name, ms in probes.items()})
+
+        bars, ingest = BarStore(client), IngestLedger(client)
+        consumer = await stack.enter_async_context(bus.consumer(HISTORY))
+        bridge = BridgeWorker(consumer, bars, ingest, bus)
+        stop = asyncio.Event()
+        worker = asyncio.create_task(bridge.run(stop))
+        stack.push_async_callback(_stop, worker, stop)
+        tracker = Tracker(
+            bus,
+            ingest,
+            bars,
+            run_id=run_id,
+            max_unresolved=settings.history.max_unresolved_batches,
+            drain_timeout_s=settings.history.drain_timeout_s,
+        )
+        await stack.enter_async_context(tracker.running())
+        yield Runtime(
+            settings=settings,
+            instruments=instruments,
+            run_id=run_id,
+            root_run_id=root_run_id,
+            clock=clock,
+            vendor=polygon,
+            bars=bars,
+            facts=BarFacts(client),
+            requests=VendorRequestLedger(client),
+            gaps=GapLedger(client),
+            ingest=ingest,
+            bus=bus,
+            tracker=tracker,
+            bridge=bridge,
+            probes_ms=probes,
+        )
+
+
+async def _timed(awaitable: object) -> float:
+    started = time.perf_counter()
+    await awaitable  # type: ignore[misc]
+    return (time.perf_counter() - started) * 1000
+
+
+async def _stop(worker: asyncio.Task[None], stop: asyncio.Event) -> None:
+    stop.set()
+    try:
+        await asyncio.wait_for(worker, timeout=20)
+    except (TimeoutError, asyncio.CancelledError):
+        worker.cancel()

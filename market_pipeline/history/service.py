@@ -1,0 +1,188 @@
+"""The doors of history/ for orchestration, CLI and tests: plain functions that run one job from start to end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+from market_pipeline.errors import HistoryError, MarketPipelineError, RangeNotLoaded, Terminal
+from market_pipeline.history.derive import derive_symbol
+from market_pipeline.history.load import load_symbol
+from market_pipeline.history.progress import Meter, Progress
+from market_pipeline.history.repair import repair_symbol
+from market_pipeline.history.reports import DeriveReport, LoadReport, RepairReport, SymbolLoad
+from market_pipeline.history.runtime import Clock, open_runtime, utc_now
+from market_pipeline.history.wanted import Wanted, minutes_of, resolve
+from market_pipeline.market.timeframes import DERIVED, timeframe
+from market_pipeline.settings import Settings
+
+Report = Callable[[Progress], None]
+
+
+def load_minutes(
+    settings: Settings,
+    wanted: Wanted,
+    *,
+    run_id: str,
+    root_run_id: str,
+    progress: Report | None = None,
+    clock: Clock = utc_now,
+) -> LoadReport:
+    """Load the minutes of UTC days from the vendor, verified in the store before it returns.
+
+    `root_run_id` is the run that a retry goes back to: what a run of the same root has landed is not asked for again.
+
+    Raises:
+        UnknownSymbol, BadRange: the request cannot be.
+        SettingsError, VendorAuthError, BusAuthError, StoreAuthError: terminal, before anything was asked for.
+        RangeNotLoaded: with every missing range; all others have landed.
+    """
+
+    async def run() -> LoadReport:
+        report = LoadReport()
+        started = time.monotonic()
+        async with open_runtime(settings, run_id=run_id, root_run_id=root_run_id, clock=clock) as rt:
+            assert rt.vendor is not None
+            todo = resolve(wanted, rt.instruments, clock())
+            meter = Meter("loading", sum(minutes_of(spans) for _, spans in todo.values()), progress)
+            report.symbols = {key: SymbolLoad(key) for key in todo}
+            await _each(
+                [
+                    lambda i=instrument, s=spans, r=report.symbols[key]: load_symbol(rt, i, s, r, meter)  # type: ignore[misc]
+                    for key, (instrument, spans) in todo.items()
+                ],
+                settings.history.symbols_at_once,
+            )
+            report.retries = dict(rt.vendor.stats.retries)
+            report.seconds = time.monotonic() - started
+            latency = await asyncio.to_thread(rt.ingest.latency, run_id=run_id)
+            report.latency_ms = {
+                f"{row['stage']} {name}": row[f"{name}_ms"] for row in latency.to_dicts() for name in ("p50", "p99")
+            }
+        return report
+
+    return asyncio.run(run())
+
+
+def derive_bars(
+    settings: Settings,
+    wanted: Wanted,
+    timeframes: Sequence[str] = DERIVED,
+    *,
+    run_id: str,
+    progress: Report | None = None,
+    clock: Clock = utc_now,
+) -> DeriveReport:
+    """Derive every window of the timeframes that the days touch from the winning minutes, verified in the store.
+
+    Raises:
+        UnknownTimeframe, UnknownSymbol, BadRange: the request cannot be.
+        HistoryError, VerificationFailed: something is not in the store.
+    """
+    wrong = [code for code in timeframes if timeframe(code).code not in DERIVED]
+    if wrong:
+        raise HistoryError(f"{', '.join(wrong)} cannot be derived from minutes: one of {', '.join(DERIVED)}")
+
+    async def run() -> DeriveReport:
+        report = DeriveReport()
+        started = time.monotonic()
+        async with open_runtime(settings, run_id=run_id, root_run_id=run_id, vendor=False, clock=clock) as rt:
+            todo = resolve(wanted, rt.instruments, clock())
+            meter = Meter("deriving", sum(minutes_of(spans) for _, spans in todo.values()), progress)
+            await _each(
+                [
+                    lambda i=instrument, s=spans: derive_symbol(rt, i, s, timeframes, report, meter)  # type: ignore[misc]
+                    for instrument, spans in todo.values()
+                ],
+                settings.history.symbols_at_once,
+            )
+            report.seconds = time.monotonic() - started
+        return report
+
+    return asyncio.run(run())
+
+
+def repair_gaps(
+    settings: Settings,
+    *,
+    symbols: Sequence[str] | None = None,
+    run_id: str,
+    root_run_id: str,
+    progress: Report | None = None,
+    clock: Clock = utc_now,
+) -> RepairReport:
+    """Repair every open gap of the symbols (default: all) in what was ever asked for.
+
+    Raises:
+        UnknownSymbol: a symbol is not among the instruments.
+        RangeNotLoaded: gaps that the vendor could not be asked about.
+    """
+
+    async def run() -> RepairReport:
+        report = RepairReport()
+        started = time.monotonic()
+        async with open_runtime(settings, run_id=run_id, root_run_id=root_run_id, clock=clock) as rt:
+            assert rt.vendor is not None
+            chosen = [rt.instruments.get(s) for s in symbols] if symbols else list(rt.instruments)
+            meter = Meter("repairing", 0, progress)
+            await _each(
+                [lambda i=i: repair_symbol(rt, i, report, meter) for i in chosen],  # type: ignore[misc]
+                settings.history.symbols_at_once,
+            )
+            report.table = await asyncio.to_thread(rt.gaps.table, [i.key for i in chosen])
+            report.load.retries = dict(rt.vendor.stats.retries)
+            report.seconds = time.monotonic() - started
+        return report
+
+    return asyncio.run(run())
+
+
+def probe_all(settings: Settings) -> dict[str, float]:
+    """Prove that vendor, NATS and ClickHouse do their work; return the milliseconds that each took.
+
+    Raises:
+        The typed error of the part that does not.
+    """
+
+    async def run() -> dict[str, float]:
+        async with open_runtime(settings, run_id="probe", root_run_id="probe") as rt:
+            return rt.probes_ms
+
+    return asyncio.run(run())
+
+
+async def _each(jobs: Sequence[Callable[[], Awaitable[None]]], at_once: int) -> None:
+    """Run the jobs, a few at once. A terminal error ends all; ranges that could not be loaded are gathered.
+
+    Raises:
+        RangeNotLoaded: one for all symbols, when any failed with it.
+    """
+    slots = asyncio.Semaphore(at_once)
+
+    async def one(job: Callable[[], Awaitable[None]]) -> None:
+        async with slots:
+            await job()
+
+    failures: list[RangeNotLoaded] = []
+    tasks = [asyncio.create_task(one(job)) for job in jobs]
+    try:
+        for task in asyncio.as_completed(tasks):
+            try:
+                await task
+            except RangeNotLoaded as error:
+                failures.append(error)
+                if isinstance(error.__cause__, Terminal):
+                    raise
+    except MarketPipelineError:
+        raise
+    finally:
+        for pending in tasks:
+            pending.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    if len(failures) == 1:
+        raise failures[0]
+    if failures:
+        raise RangeNotLoaded(
+            "; ".join(str(f) for f in failures), [missing for failure in failures for missing in failure.missing]
+        )

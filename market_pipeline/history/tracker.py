@@ -1,0 +1,220 @@
+"""What a run has published and not yet seen stored: bounded, resolved by the ledger, verified by value."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from market_pipeline.bus.envelope import BatchHeaders, EncodedBatch, encode_batches
+from market_pipeline.bus.publisher import Publisher
+from market_pipeline.bus.receipts import Receipts
+from market_pipeline.bus.session import BusSession
+from market_pipeline.bus.subjects import history_subject
+from market_pipeline.errors import HistoryError, StoreError, Transient, VerificationFailed
+from market_pipeline.history.reports import SeriesCounts
+from market_pipeline.live.claims import waves
+from market_pipeline.market.restatement import unproven
+from market_pipeline.stores.bars import BarStore, BatchRange, SeriesDigest
+from market_pipeline.stores.ledgers import IngestLedger, IngestRow
+
+LOOK_EVERY_S = 0.5
+PUBLISH_AGAIN = 3
+"""How often a batch whose rows are not what the store holds is published again before the run fails."""
+
+
+class Tracker:
+    """Publish batches and wait for them: at most `max_unresolved` are on the road at any time."""
+
+    def __init__(
+        self,
+        bus: BusSession,
+        ledger: IngestLedger,
+        bars: BarStore,
+        *,
+        run_id: str,
+        max_unresolved: int,
+        drain_timeout_s: float,
+    ) -> None:
+        self._bus, self._ledger, self._bars = bus, ledger, bars
+        self._publisher: Publisher = bus.publisher()
+        self._run_id, self._drain_timeout = run_id, drain_timeout_s
+        self._slots = asyncio.Semaphore(max_unresolved)
+        self._waiting: dict[int, asyncio.Future[IngestRow]] = {}
+        self._last_progress = time.monotonic()
+        self._failure: BaseException | None = None
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Tracker]:
+        """Watch the ledger while the context is open; a receipt only makes the next look come sooner."""
+        async with self._bus.receipts(self._run_id) as heard:
+            watcher = asyncio.create_task(self._watch(heard))
+            try:
+                yield self
+            finally:
+                watcher.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await watcher
+
+    async def publish(self, batch: EncodedBatch) -> asyncio.Future[IngestRow]:
+        """Publish one batch when there is room; the future resolves with its line in the ledger.
+
+        Raises:
+            BusUnreachable, StreamFull: the batch is not on the bus.
+            HistoryError: nothing was stored for the drain time-out.
+        """
+        await self._slots.acquire()
+        if self._failure is not None:
+            self._slots.release()
+            raise self._failure
+        future: asyncio.Future[IngestRow] = asyncio.get_running_loop().create_future()
+        batch_id = batch.headers.batch_id
+        if not self._waiting:
+            self._last_progress = time.monotonic()
+        self._waiting[batch_id] = future
+        try:
+            await self._publisher.publish(batch, history_subject(batch.headers.symbol, batch.headers.timeframe))
+        except BaseException:
+            self._waiting.pop(batch_id, None)
+            self._slots.release()
+            raise
+        return future
+
+    async def settle(self, batches: Sequence[EncodedBatch], *, counts: SeriesCounts) -> list[IngestRow]:
+        """Publish batches, wait until each is stored, verify their values, and add what happened to `counts`.
+
+        Raises:
+            VerificationFailed: the store refused a batch, or does not hold its rows though it said so.
+        """
+        futures = [await self.publish(batch) for batch in batches]
+        rows = list(await asyncio.gather(*futures))
+        for row in rows:
+            if row.outcome != "stored":
+                raise VerificationFailed(
+                    f"{row.symbol} {row.timeframe}: batch {row.batch_id} was rejected ({row.error}); "
+                    "its rows are in the dead letters"
+                )
+            counts.add(_counts(row))
+        await self.verify(batches, counts=counts)
+        return rows
+
+    async def verify(self, batches: Sequence[EncodedBatch], *, counts: SeriesCounts) -> None:
+        """Compare what the store holds with what was published; publish again what is neither equal nor beaten.
+
+        Two writers that compare before they write can lose the newer row: only this look at the values tells.
+
+        Raises:
+            VerificationFailed: the rows still differ after PUBLISH_AGAIN attempts.
+        """
+        wrong = list(batches)
+        for attempt in range(PUBLISH_AGAIN + 1):
+            wrong = await self._unproven(wrong)
+            if not wrong:
+                return
+            if attempt == PUBLISH_AGAIN:
+                break
+            again: list[EncodedBatch] = []
+            for batch in wrong:
+                # A new batch, since the ledger has already said what became of this one.
+                again += encode_batches(
+                    batch.frame_slice, correlation_id=batch.headers.correlation_id, run_id=self._run_id
+                )
+            counts.republished += len(again)
+            await asyncio.gather(*[await self.publish(batch) for batch in again])
+            wrong = again
+        headers = wrong[0].headers
+        raise VerificationFailed(
+            f"{headers.symbol} {headers.timeframe}: {len(wrong)} batch(es) from {headers.start_ts} are not in the "
+            f"store as published, after {PUBLISH_AGAIN} more attempts"
+        )
+
+    async def _unproven(self, batches: list[EncodedBatch]) -> list[EncodedBatch]:
+        """Return the batches of which some row is not proven by the store."""
+        if not batches:
+            return []
+        ranges = [_range(b.headers) for b in batches]
+        stored: dict[int, SeriesDigest] = {}
+        for wave in waves(ranges):  # tombstones lie within the range of the bars that were published with them
+            found = await asyncio.to_thread(self._bars.series_digests, [ranges[i] for i in wave])
+            stored.update(zip(wave, found, strict=True))
+        wrong: list[EncodedBatch] = []
+        for index, (batch, where) in enumerate(zip(batches, ranges, strict=True)):
+            if stored[index] == (batch.headers.rows, batch.headers.digest):
+                continue
+            kept = await asyncio.to_thread(
+                self._bars.stored_rows,
+                where.symbol,
+                where.timeframe,
+                where.source,
+                where.start_ts,
+                where.end_ts,
+                with_tombstones=True,
+            )
+            if unproven(batch.frame_slice, kept).height:
+                wrong.append(batch)
+        return wrong
+
+    async def _watch(self, heard: Receipts) -> None:
+        """Look the waiting batches up in the ledger until the run ends."""
+        try:
+            while True:
+                await heard.wait(LOOK_EVERY_S)
+                if self._waiting:
+                    await self._look()
+                    self._check_progress()
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            self._fail(error)
+
+    async def _look(self) -> None:
+        try:
+            found = await asyncio.to_thread(self._ledger.outcomes, list(self._waiting))
+        except StoreError as error:
+            if isinstance(error, Transient):
+                return  # the bridge waits for the same store; the drain time-out bounds this
+            raise
+        for batch_id, row in found.items():
+            future = self._waiting.pop(batch_id, None)
+            if future is None:
+                continue
+            self._slots.release()
+            self._last_progress = time.monotonic()
+            if not future.done():
+                future.set_result(row)
+
+    def _check_progress(self) -> None:
+        waited = time.monotonic() - self._last_progress
+        if self._waiting and waited > self._drain_timeout:
+            raise HistoryError(
+                f"{len(self._waiting)} published batches were not stored within {waited:.0f} s: is ClickHouse up? "
+                "They stay on the bus and will be stored; run this again to verify them"
+            )
+
+    def _fail(self, error: BaseException) -> None:
+        """Let everybody who waits know; later publications fail at once."""
+        self._failure = error
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(error)
+            self._slots.release()
+        self._waiting.clear()
+
+
+def _range(headers: BatchHeaders) -> BatchRange:
+    return BatchRange(headers.symbol, headers.timeframe, headers.source, headers.start_ts, headers.end_ts)
+
+
+def _counts(row: IngestRow) -> SeriesCounts:
+    return SeriesCounts(
+        rows=row.rows,
+        new=row.new_rows,
+        restated=row.restated_rows,
+        unchanged=row.unchanged_rows,
+        withdrawn=row.withdrawn_rows,
+        superseded=row.superseded_rows,
+        rejected=row.rejected_rows,
+        batches=1,
+    )

@@ -1,0 +1,82 @@
+"""What a run was asked for: symbols and half-open ranges of UTC days."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, date, datetime, time, timedelta
+
+from market_pipeline.errors import BadRange
+from market_pipeline.market.instruments import Instrument, Instruments
+
+Wanted = Mapping[str, Sequence[tuple[date, date]]]
+"""Symbol (any form) -> half-open ranges of UTC days."""
+
+Interval = tuple[datetime, datetime]
+
+
+def midnight(day: date) -> datetime:
+    """Return the UTC midnight at which a day opens."""
+    return datetime.combine(day, time(), tzinfo=UTC)
+
+
+def resolve(wanted: Wanted, instruments: Instruments, now: datetime) -> dict[str, tuple[Instrument, list[Interval]]]:
+    """Resolve symbols and days to instruments and intervals that can be served, merged and in order.
+
+    Days before an instrument's history start are left out; the running day ends at `now`.
+
+    Raises:
+        UnknownSymbol: a symbol is not among the instruments.
+        BadRange: a range ends before it starts, or a day lies in the future.
+    """
+    out: dict[str, tuple[Instrument, list[Interval]]] = {}
+    for symbol, ranges in wanted.items():
+        instrument = instruments.get(symbol)
+        first = midnight(instrument.history_start)
+        intervals: list[Interval] = []
+        for begin, end in ranges:
+            if end <= begin:
+                raise BadRange(
+                    f"{instrument.symbol}: the range {begin} to {end} is empty: its end must lie after its start"
+                )
+            if midnight(end - timedelta(days=1)) > now:
+                raise BadRange(
+                    f"{instrument.symbol}: {end - timedelta(days=1)} lies in the future (now is {now:%Y-%m-%d} UTC)"
+                )
+            start, stop = max(midnight(begin), first), min(midnight(end), now)
+            if start < stop:
+                intervals.append((start, stop))
+        out[instrument.key] = (instrument, merge(intervals))
+    return out
+
+
+def merge(intervals: Iterable[Interval]) -> list[Interval]:
+    """Return the intervals sorted, those that touch or overlap made one."""
+    out: list[Interval] = []
+    for start, end in sorted(intervals):
+        if out and start <= out[-1][1]:
+            out[-1] = (out[-1][0], max(out[-1][1], end))
+        else:
+            out.append((start, end))
+    return out
+
+
+def subtract(intervals: Iterable[Interval], done: Iterable[Interval]) -> list[Interval]:
+    """Return what of the intervals is not covered by `done`."""
+    out = merge(intervals)
+    for cut_start, cut_end in merge(done):
+        kept: list[Interval] = []
+        for start, end in out:
+            if cut_end <= start or end <= cut_start:
+                kept.append((start, end))
+                continue
+            if start < cut_start:
+                kept.append((start, cut_start))
+            if cut_end < end:
+                kept.append((cut_end, end))
+        out = kept
+    return out
+
+
+def minutes_of(intervals: Iterable[Interval]) -> int:
+    """Return how many minutes the intervals span."""
+    return int(sum((end - start).total_seconds() for start, end in intervals) // 60)

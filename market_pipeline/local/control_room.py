@@ -1,0 +1,210 @@
+"""Dagster's GraphQL interface, as the demo and tests use it: launch, wait, look. It needs no import of dagster."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from market_pipeline.errors import LocalStackError
+
+FINISHED = frozenset({"SUCCESS", "FAILURE", "CANCELED"})
+BACKFILL_FINISHED = frozenset({"COMPLETED_SUCCESS", "COMPLETED_FAILED", "COMPLETED", "FAILED", "CANCELED"})
+
+_LOCATION = """
+query Location {
+  repositoriesOrError {
+    __typename
+    ... on RepositoryConnection { nodes { name location { name } } }
+    ... on PythonError { message }
+  }
+}
+"""
+_LAUNCH = """
+mutation Launch($params: ExecutionParams!) {
+  launchRun(executionParams: $params) {
+    __typename
+    ... on LaunchRunSuccess { run { runId } }
+    ... on PythonError { message }
+    ... on RunConfigValidationInvalid { errors { message } }
+    ... on InvalidSubsetError { message }
+    ... on UnauthorizedError { message }
+  }
+}
+"""
+_RUN = """
+query Run($id: ID!) {
+  runOrError(runId: $id) {
+    __typename
+    ... on Run { status startTime endTime stats { ... on RunStatsSnapshot { stepsFailed materializations } } }
+  }
+}
+"""
+_BACKFILL = """
+mutation Backfill($params: LaunchBackfillParams!) {
+  launchPartitionBackfill(backfillParams: $params) {
+    __typename
+    ... on LaunchBackfillSuccess { backfillId }
+    ... on PythonError { message }
+    ... on PartitionSetNotFoundError { message }
+    ... on UnauthorizedError { message }
+  }
+}
+"""
+_BACKFILL_STATUS = """
+query BackfillStatus($id: String!) {
+  partitionBackfillOrError(backfillId: $id) {
+    __typename
+    ... on PartitionBackfill { status numPartitions error { message } }
+    ... on PythonError { message }
+  }
+}
+"""
+_CHECKS = """
+query Checks($keys: [AssetKeyInput!]) {
+  assetNodes(assetKeys: $keys) {
+    assetKey { path }
+    assetChecksOrError {
+      __typename
+      ... on AssetChecks {
+        checks { name executionForLatestMaterialization { status evaluation { severity success description } } }
+      }
+    }
+  }
+}
+"""
+
+
+@dataclass(frozen=True)
+class CheckVerdict:
+    """The last evaluation of one asset check: `status` is SUCCEEDED, FAILED, IN_PROGRESS, ... or "" for never."""
+
+    asset: str
+    name: str
+    status: str
+    severity: str
+    description: str
+
+
+class ControlRoom:
+    """Talk to one Dagster webserver."""
+
+    def __init__(self, url: str) -> None:
+        # Loopback: proxies of the environment have no part in this.
+        self._http = httpx.Client(base_url=url, timeout=60, trust_env=False)
+        self.url = url
+
+    def __enter__(self) -> ControlRoom:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def query(self, text: str, **variables: Any) -> dict[str, Any]:
+        """Send one GraphQL operation and return its data.
+
+        Raises:
+            LocalStackError: the webserver does not answer, or refuses the operation.
+        """
+        try:
+            answer = self._http.post("/graphql", json={"query": text, "variables": variables})
+            body = answer.json()
+        except (httpx.HTTPError, ValueError) as error:
+            raise LocalStackError(f"Dagster's webserver at {self.url} does not answer: {error}") from error
+        if body.get("errors"):
+            raise LocalStackError(f"Dagster refuses the request: {body['errors'][0]['message']}")
+        return dict(body["data"])
+
+    def location(self) -> tuple[str, str]:
+        """Return the names of the code location and its repository.
+
+        Raises:
+            LocalStackError: the definitions could not be loaded.
+        """
+        found = self.query(_LOCATION)["repositoriesOrError"]
+        nodes = found.get("nodes")
+        if not nodes:
+            raise LocalStackError(f"Dagster has loaded no definitions: {found.get('message', 'see its log')}")
+        return nodes[0]["location"]["name"], nodes[0]["name"]
+
+    def launch(
+        self, job: str, *, tags: Mapping[str, str] | None = None, config: Mapping[str, Any] | None = None
+    ) -> str:
+        """Launch a run of a job and return its id; it is queued like a run launched in the UI."""
+        location, repository = self.location()
+        selector = {"repositoryLocationName": location, "repositoryName": repository, "jobName": job}
+        params = {
+            "selector": selector,
+            "runConfigData": dict(config or {}),
+            "executionMetadata": {"tags": [{"key": k, "value": v} for k, v in (tags or {}).items()]},
+        }
+        result = self.query(_LAUNCH, params=params)["launchRun"]
+        if result["__typename"] != "LaunchRunSuccess":
+            message = result.get("message") or "; ".join(e["message"] for e in result.get("errors", []))
+            raise LocalStackError(f"Dagster did not launch {job}: {message or result['__typename']}")
+        return str(result["run"]["runId"])
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        """Return status, times and counts of a run."""
+        return dict(self.query(_RUN, id=run_id)["runOrError"])
+
+    def wait(
+        self, run_ids: Sequence[str], *, timeout: float, tick: Callable[[dict[str, str]], None] | None = None
+    ) -> dict[str, str]:
+        """Wait until the runs have finished; return their statuses. `tick` sees the statuses at every look.
+
+        Raises:
+            LocalStackError: they have not finished in time.
+        """
+        until = time.monotonic() + timeout
+        while True:
+            statuses = {run_id: str(self.run(run_id).get("status", "")) for run_id in run_ids}
+            if tick is not None:
+                tick(statuses)
+            if all(status in FINISHED for status in statuses.values()):
+                return statuses
+            if time.monotonic() > until:
+                raise LocalStackError(f"runs are still under way after {timeout:.0f} s: {statuses}")
+            time.sleep(0.5)
+
+    def backfill(self, assets: Sequence[str], partitions: Sequence[str]) -> str:
+        """Launch a backfill of assets over partitions, as the UI's dialog does, and return its id."""
+        params = {"assetSelection": [{"path": [asset]} for asset in assets], "partitionNames": list(partitions)}
+        result = self.query(_BACKFILL, params=params)["launchPartitionBackfill"]
+        if result["__typename"] != "LaunchBackfillSuccess":
+            raise LocalStackError(f"Dagster did not launch the backfill: {result.get('message', result['__typename'])}")
+        return str(result["backfillId"])
+
+    def wait_backfill(self, backfill_id: str, *, timeout: float) -> str:
+        """Wait until a backfill has ended and return its status."""
+        until = time.monotonic() + timeout
+        while True:
+            found = self.query(_BACKFILL_STATUS, id=backfill_id)["partitionBackfillOrError"]
+            status = str(found.get("status", found.get("message")))
+            if status in BACKFILL_FINISHED:
+                return status
+            if time.monotonic() > until:
+                raise LocalStackError(f"backfill {backfill_id} is still {status} after {timeout:.0f} s")
+            time.sleep(1)
+
+    def checks(self, assets: Sequence[str]) -> list[CheckVerdict]:
+        """Return the last verdict of every check of the assets."""
+        nodes = self.query(_CHECKS, keys=[{"path": [asset]} for asset in assets])["assetNodes"]
+        verdicts: list[CheckVerdict] = []
+        for node in nodes:
+            for check in node["assetChecksOrError"].get("checks", []):
+                execution = check["executionForLatestMaterialization"] or {}
+                evaluation = execution.get("evaluation") or {}
+                verdicts.append(
+                    CheckVerdict(
+                        "/".join(node["assetKey"]["path"]),
+                        check["name"],
+                        execution.get("status", ""),
+                        evaluation.get("severity", ""),
+                        evaluation.get("description") or "",
+                    )
+                )
+        return verdicts

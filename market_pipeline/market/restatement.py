@@ -1,0 +1,80 @@
+"""What a published series changes in what is stored of the same source: new, restated, withdrawn, unchanged.
+
+A source corrects only its own bars, and only by a later revision; a row equal to the stored one is not written again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import polars as pl
+
+VALUES = ("open", "high", "low", "close", "volume", "vwap", "trades", "complete", "origin")
+"""Columns that make a bar what it is; two rows that agree on them are the same bar, whatever their revisions."""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """The outcome of a comparison: counts, and the rows to write with the revision they must carry."""
+
+    write: pl.DataFrame
+    new: int
+    restated: int
+    withdrawn: int
+    unchanged: int
+    superseded: int
+
+
+def compare(published: pl.DataFrame, stored: pl.DataFrame) -> Changes:
+    """Compare the published rows of ONE series (symbol, timeframe, source) with the final stored rows.
+
+    A row that differs is written when its revision is at least the stored one (an equal revision is raised by one,
+    since the later writer has the last word); a smaller revision was fetched earlier than what is stored, and loses.
+
+    Args:
+        published: BAR_SCHEMA and any further columns, `ts` unique.
+        stored: at least `ts`, the VALUES, `revision` and `is_deleted`; tombstones included.
+
+    Returns:
+        Changes, whose `write` has the columns of `published`, sorted by ts.
+    """
+    kept = stored.select("ts", *VALUES, "revision", "is_deleted")
+    joined = published.join(kept, on="ts", how="left", suffix="_stored", maintain_order="left")
+    known = pl.col("revision_stored").is_not_null()
+    gone, was_gone = pl.col("is_deleted") == 1, pl.col("is_deleted_stored") == 1
+    same_values = pl.all_horizontal(pl.col(name).eq_missing(pl.col(f"{name}_stored")) for name in VALUES)
+    same = (gone & (~known | was_gone)) | (known & ~gone & ~was_gone & same_values)
+    older = known & (pl.col("revision") < pl.col("revision_stored"))
+    judged = joined.with_columns(
+        outcome=pl.when(same)
+        .then(pl.lit("unchanged"))
+        .when(older)
+        .then(pl.lit("superseded"))
+        .when(gone)
+        .then(pl.lit("withdrawn"))
+        .when(known & ~was_gone)
+        .then(pl.lit("restated"))
+        .otherwise(pl.lit("new"))
+    )
+    counts = dict(judged["outcome"].value_counts().iter_rows())
+    write = (
+        judged.filter(pl.col("outcome").is_in(["new", "restated", "withdrawn"]))
+        .with_columns(
+            revision=pl.when(known & (pl.col("revision") == pl.col("revision_stored")))
+            .then(pl.col("revision") + 1)
+            .otherwise(pl.col("revision"))
+            .cast(pl.UInt64)
+        )
+        .select(published.columns)
+        .sort("ts")
+    )
+    return Changes(write, *(counts.get(k, 0) for k in ("new", "restated", "withdrawn", "unchanged", "superseded")))
+
+
+def unproven(published: pl.DataFrame, stored: pl.DataFrame) -> pl.DataFrame:
+    """Return the published rows that the stored final rows do not prove: neither equal nor beaten by a later revision.
+
+    Both frames are as in `compare`. An empty answer is the proof that the publication took effect.
+    """
+    changes = compare(published, stored)
+    return changes.write

@@ -1,0 +1,1 @@
+"""The assets: minutes from the vendor, and every coarser timeframe derived from them."""

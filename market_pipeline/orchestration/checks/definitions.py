@@ -1,0 +1,160 @@
+"""The asset checks as Dagster sees them: unpartitioned, one result a run, with a table of the bad partitions."""
+# no `from __future__ import annotations`: Dagster reads the annotations of ops and checks when it builds them
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+
+from market_pipeline.orchestration.assets.derived import DAILY_DERIVED, WEEKLY, bars_key
+from market_pipeline.orchestration.assets.minutes import MINUTES
+from market_pipeline.orchestration.checks.evaluate import (
+    evaluate_agreement,
+    evaluate_freshness,
+    evaluate_gaps,
+    evaluate_sanity,
+)
+from market_pipeline.orchestration.checks.freshness_rules import judge_partial
+from market_pipeline.orchestration.checks.scope import run_days, sample_days
+from market_pipeline.orchestration.checks.verdict import Verdict
+from market_pipeline.orchestration.failures import readable_failures
+from market_pipeline.orchestration.loaded import last_loaded_days, partial_partitions
+from market_pipeline.orchestration.partitions import BarPartitions
+from market_pipeline.orchestration.resources import OpenStores, StoresResource, platform_settings
+from market_pipeline.orchestration.wanted import Wanted
+
+GAPS, SANITY, FRESHNESS, PARTIAL_CLOSED, AGREEMENT = (
+    "gaps",
+    "ohlc_sanity",
+    "freshness",
+    "partial_closed",
+    "agrees_with_parent",
+)
+_NEWEST, _SPREAD, _RECENT, _MOST_SYMBOLS = 7, 14, 7, 50
+
+_AGREEMENT = """The fold of the parent's stored bars equals the stored bars of this timeframe.
+
+Of a long range the newest days and some spread over the others are compared; without a range, each symbol's newest
+week."""
+
+
+def build_checks(partitions: BarPartitions) -> list[dg.AssetChecksDefinition]:
+    """Build the checks of minutes and of derived bars."""
+    return [*_minute_checks(partitions), _agreement(partitions, weekly=False), _agreement(partitions, weekly=True)]
+
+
+def _minute_checks(partitions: BarPartitions) -> list[dg.AssetChecksDefinition]:
+    instruments = partitions.instruments
+
+    @dg.asset_check(
+        asset=MINUTES,
+        name=GAPS,
+        description=(
+            "No minute that the calendar expects is missing. Red: missing, and the vendor was not asked again. "
+            "Yellow: the vendor gave nothing for longer than is usual for the instrument. Looks back to now − settle "
+            "− lateness. Does not block derived bars: they carry `complete` instead."
+        ),
+    )
+    def gaps(context: dg.AssetCheckExecutionContext, stores: StoresResource) -> dg.AssetCheckResult:
+        with readable_failures(), stores.open() as opened:
+            days = run_days(context.run, partitions)
+            settings = platform_settings(stores).history
+            return evaluate_gaps(opened, instruments, settings, datetime.now(UTC), days).result()
+
+    @dg.asset_check(
+        asset=MINUTES,
+        name=SANITY,
+        blocking=True,
+        description=(
+            "Every bar can be true of a market: low ≤ open, close ≤ high, prices above 0. Blocks the derived bars of "
+            "the same run. A malformed row never gets this far: it is a dead letter."
+        ),
+    )
+    def ohlc_sanity(context: dg.AssetCheckExecutionContext, stores: StoresResource) -> dg.AssetCheckResult:
+        with readable_failures(), stores.open() as opened:
+            days = run_days(context.run, partitions)
+            settings = platform_settings(stores).history
+            return evaluate_sanity(opened, instruments, settings, datetime.now(UTC), days).result()
+
+    @dg.asset_check(
+        asset=MINUTES,
+        name=FRESHNESS,
+        description=(
+            "Each followed symbol has the bars that are due, counted in open-market minutes. A symbol of which no "
+            "recent day was ever loaded is listed, and is not stale. A sensor evaluates this every five minutes."
+        ),
+    )
+    def freshness(context: dg.AssetCheckExecutionContext, stores: StoresResource) -> dg.AssetCheckResult:
+        with readable_failures(), stores.open() as opened:
+            return freshness_verdict(context.instance, opened, partitions, datetime.now(UTC)).result()
+
+    @dg.asset_check(
+        asset=MINUTES,
+        name=PARTIAL_CLOSED,
+        description="No day that is over was last loaded while it was still running (`partial: true`).",
+    )
+    def partial_closed(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+        return partial_verdict(context.instance, partitions, datetime.now(UTC)).result()
+
+    return [gaps, ohlc_sanity, freshness, partial_closed]
+
+
+def freshness_verdict(
+    instance: dg.DagsterInstance, stores: OpenStores, partitions: BarPartitions, now: datetime
+) -> Verdict:
+    """Judge the freshness of the followed symbols."""
+    followed = last_loaded_days(instance, MINUTES, partitions, now.date())
+    members = [instrument for instrument in partitions.instruments if instrument.partition in followed]
+    return evaluate_freshness(stores, partitions.instruments, members, now)
+
+
+def partial_verdict(instance: dg.DagsterInstance, partitions: BarPartitions, now: datetime) -> Verdict:
+    """Judge recent partitions whose last load was partial."""
+    return judge_partial(partial_partitions(instance, MINUTES, partitions, now.date()), now)
+
+
+def _agreement(partitions: BarPartitions, *, weekly: bool) -> dg.AssetChecksDefinition:
+    codes = (WEEKLY,) if weekly else DAILY_DERIVED
+    by_asset = {bars_key(code): code for code in codes}
+
+    @dg.multi_asset_check(
+        name="weekly_agreement" if weekly else "derived_agreement",
+        specs=[dg.AssetCheckSpec(AGREEMENT, asset=key, description=_AGREEMENT) for key in by_asset],
+        can_subset=True,
+    )
+    def agreement(context: dg.AssetCheckExecutionContext, stores: StoresResource) -> Iterator[dg.AssetCheckResult]:
+        now = datetime.now(UTC)
+        with readable_failures(), stores.open() as opened:
+            asked = run_days(context.run, partitions, weekly=weekly)
+            days, sampled = _compared(asked, opened, partitions, now)
+            for check in sorted(context.selected_asset_check_keys):
+                verdict = evaluate_agreement(
+                    opened,
+                    by_asset[check.asset_key],
+                    days,
+                    sampled=sampled,
+                    settings=platform_settings(stores).history,
+                    now=now,
+                )
+                yield verdict.result(asset_key=check.asset_key, check_name=check.name)
+
+    return agreement
+
+
+def _compared(
+    asked: Wanted | None, stores: OpenStores, partitions: BarPartitions, now: datetime
+) -> tuple[Wanted, bool]:
+    """Return the days to compare: a sample of the run's, or each symbol's newest; bounded in symbols too."""
+    if asked is None:
+        newest = stores.bars.latest(partitions.instruments.keys, "1m")
+        last_days = zip(newest["symbol"].to_list(), newest["ts"].dt.date().to_list(), strict=True)
+        asked = {
+            symbol: [(day - timedelta(days=_RECENT - 1), min(day, now.date()) + timedelta(days=1))]
+            for symbol, day in last_days
+        }
+        sampled = True
+    else:
+        sampled = False
+    few = dict(list(asked.items())[:_MOST_SYMBOLS])
+    sample, cut = sample_days(few, _NEWEST, max(2, _SPREAD // max(1, len(few))))
+    return sample, sampled or cut or len(few) < len(asked)

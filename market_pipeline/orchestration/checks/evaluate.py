@@ -1,0 +1,107 @@
+"""Read what a check needs from the stores, and let its rules judge it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+
+import polars as pl
+
+from market_pipeline.market.gaps import missing_minutes
+from market_pipeline.market.instruments import Instrument, Instruments
+from market_pipeline.market.sessions import calendar
+from market_pipeline.market.timeframes import TIMEFRAMES, ceil, floor
+from market_pipeline.orchestration.checks.agreement_rules import differences, judge_agreement
+from market_pipeline.orchestration.checks.freshness_rules import judge_freshness
+from market_pipeline.orchestration.checks.gap_rules import GAP_SCHEMA, judge_gaps, unexplained_runs
+from market_pipeline.orchestration.checks.sanity_rules import judge_sanity
+from market_pipeline.orchestration.checks.scope import Scope, chunks, clipped, midnight, to_scope
+from market_pipeline.orchestration.checks.verdict import Verdict
+from market_pipeline.orchestration.resources import OpenStores
+from market_pipeline.orchestration.wanted import Wanted
+from market_pipeline.settings import HistorySettings
+
+CHUNK = timedelta(days=366)
+MOST_IMPLAUSIBLE = 1_000
+_AGREEMENT_COLUMNS = ("symbol", "ts", "open", "high", "low", "close", "volume", "vwap", "trades")
+
+
+def evaluate_gaps(
+    stores: OpenStores, instruments: Instruments, settings: HistorySettings, now: datetime, days: Wanted | None
+) -> Verdict:
+    """Look for expected minutes that the store lacks.
+
+    The days of the run are compared minute by minute with the calendar (`days` None: everything that the vendor was
+    ever asked for); of all other ranges the gap ledger tells. Minutes younger than settle and lateness are not yet due.
+    """
+    due = now - settings.settle - settings.lateness
+    scope = clipped(asked_ranges(stores, instruments, settings, now) if days is None else to_scope(days), due)
+    known = stores.gaps.table(instruments.keys).filter(pl.col("end") <= due)
+    found = [known.select(list(GAP_SCHEMA)).cast(GAP_SCHEMA)]
+    for symbol, intervals in scope.items():
+        market = calendar(instruments.get(symbol).calendar)
+        ledger = known.filter(pl.col("symbol") == symbol)
+        for start, end in chunks(intervals, CHUNK):
+            present = stores.bars.winners(symbol, "1m", start, end, ["ts"])["ts"]
+            found.append(unexplained_runs(symbol, missing_minutes(present, market, start, end), ledger))
+    return judge_gaps(pl.concat(found), {i.key: i.thin_run for i in instruments}, partition_of(instruments))
+
+
+def evaluate_sanity(
+    stores: OpenStores, instruments: Instruments, settings: HistorySettings, now: datetime, days: Wanted | None
+) -> Verdict:
+    """Look for minutes that cannot be true of a market, in the days of the run or in all that was asked for."""
+    scope = clipped(asked_ranges(stores, instruments, settings, now) if days is None else to_scope(days), now)
+    bad: list[pl.DataFrame] = []
+    for symbol, intervals in scope.items():
+        for start, end in chunks(intervals, CHUNK):
+            room = MOST_IMPLAUSIBLE - sum(frame.height for frame in bad)
+            if room > 0:
+                bad.append(stores.bars.implausible([symbol], ["1m"], start, end, limit=room))
+    frame = pl.concat(bad) if bad else pl.DataFrame()
+    checked = "the days of this run" if days is not None else "all that was ever asked for"
+    return judge_sanity(frame, checked=checked, partitions=partition_of(instruments))
+
+
+def evaluate_freshness(
+    stores: OpenStores, instruments: Instruments, followed: Sequence[Instrument], now: datetime
+) -> Verdict:
+    """Judge the newest minute of every symbol."""
+    last = stores.bars.latest(instruments.keys, "1m")
+    keys = {instrument.key for instrument in followed}
+    others = [instrument.symbol for instrument in instruments if instrument.key not in keys]
+    by_symbol = dict(zip(last["symbol"].to_list(), last["ts"].to_list(), strict=True))
+    by_symbol |= {instruments.get(key).symbol: ts for key, ts in by_symbol.items()}
+    return judge_freshness(followed, others, by_symbol, now)
+
+
+def evaluate_agreement(
+    stores: OpenStores, timeframe: str, days: Wanted, *, sampled: bool, settings: HistorySettings, now: datetime
+) -> Verdict:
+    """Compare stored derived bars of some days with the fold of their stored parents."""
+    parent = TIMEFRAMES[timeframe].parent_code
+    assert parent is not None
+    found: list[pl.DataFrame] = []
+    windows = 0
+    closed_at = now - settings.settle
+    for symbol, ranges in days.items():
+        for first, last in ranges:
+            start, end = floor(midnight(first), timeframe), ceil(midnight(last), timeframe)
+            child = stores.bars.winners(symbol, timeframe, start, end, _AGREEMENT_COLUMNS)
+            folded = stores.bars.winners(symbol, parent, start, end, _AGREEMENT_COLUMNS)
+            windows += child.height
+            found.append(differences(folded, child, timeframe, closed_at))
+    return judge_agreement(timeframe, found, windows, "a sample of the days" if sampled else "every day")
+
+
+def asked_ranges(stores: OpenStores, instruments: Instruments, settings: HistorySettings, now: datetime) -> Scope:
+    """Return what the vendor was ever asked for with success, by symbol."""
+    asked = {
+        i.key: stores.requests.asked(i.key, midnight(i.history_start), now, settle=settings.settle) for i in instruments
+    }
+    return {symbol: list(intervals) for symbol, intervals in asked.items() if intervals}
+
+
+def partition_of(instruments: Instruments) -> Mapping[str, str]:
+    """Return the instrument partition of each symbol key."""
+    return {instrument.key: instrument.partition for instrument in instruments}

@@ -1,0 +1,157 @@
+"""From reports of the history room to metadata of materializations: numbers a partition, one summary a symbol.
+
+A ranged run writes one event a partition, up to thousands; what describes the whole run (tables, the picture, rates) is
+therefore attached only to the last partition of each symbol, which is the one that the asset's page shows.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from datetime import date
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+import polars as pl
+
+from market_pipeline.market.instruments import Instruments
+from market_pipeline.orchestration.partitions import split_key
+from market_pipeline.orchestration.pictures import coverage_strip, sparkline
+
+if TYPE_CHECKING:
+    from market_pipeline.history.reports import DeriveReport, LoadReport, SeriesCounts
+
+Metadata = dict[str, Any]
+
+MOST_TABLE_ROWS = 50
+PARTIAL = "partial"
+"""True where the day or week was still running, or not yet settled, when it was loaded."""
+
+
+def minutes_metadata(keys: Sequence[str], report: LoadReport, instruments: Instruments) -> dict[str, Metadata]:
+    """Return metadata by daily partition key for minutes that were loaded."""
+    days = {symbol: _by_date(load.days) for symbol, load in report.symbols.items()}
+    out: dict[str, Metadata] = {}
+    for key in keys:
+        day, partition = split_key(key)
+        rows = [days[s][day] for s in _symbols(partition, instruments) if day in days.get(s, {})]
+        expected, missing = sum(r["expected"] for r in rows), sum(r["missing"] for r in rows)
+        count = sum(r["rows"] for r in rows)
+        out[str(key)] = {
+            "dagster/partition_row_count": count,
+            "rows": count,
+            "expected minutes": expected,
+            "missing minutes": missing,
+            "coverage": 1.0 if expected == 0 else 1.0 - missing / expected,
+            PARTIAL: any(r["partial"] for r in rows),
+        }
+    for partition, last in _last_keys(keys).items():
+        out[last].update(_load_summary(report, _symbols(partition, instruments)))
+    return out
+
+
+def derived_metadata(
+    keys: Sequence[str], timeframe: str, report: DeriveReport, instruments: Instruments
+) -> dict[str, Metadata]:
+    """Return metadata by partition key (daily, or weekly for 1w) for one derived timeframe."""
+    days = {symbol: _by_date(frame) for (symbol, code), frame in report.days.items() if code == timeframe}
+    out: dict[str, Metadata] = {}
+    for key in keys:
+        day, partition = split_key(key)
+        rows = [days[s][day] for s in _symbols(partition, instruments) if day in days.get(s, {})]
+        count = sum(r["rows"] for r in rows)
+        out[str(key)] = {
+            "dagster/partition_row_count": count,
+            "rows": count,
+            "complete bars": sum(r["complete"] for r in rows),
+            PARTIAL: any(r["partial"] for r in rows),
+        }
+    for partition, last in _last_keys(keys).items():
+        symbols = _symbols(partition, instruments)
+        counts = [report.by_symbol[(s, timeframe)] for s in symbols if (s, timeframe) in report.by_symbol]
+        picture = sparkline([r["rows"] for s in symbols for r in days.get(s, {}).values()])
+        out[last].update(
+            {
+                **_counts(counts),
+                "minutes read by the run": report.minutes_read,
+                "seconds of the run": round(report.seconds, 3),
+                **({"picture": dg.MetadataValue.md(picture)} if picture else {}),
+            }
+        )
+    return out
+
+
+def frame_table(frame: pl.DataFrame, *, most: int = MOST_TABLE_ROWS) -> dg.TableMetadataValue:
+    """Return the first `most` rows of a frame as a table; times as UTC text to the second."""
+    shown = frame.head(most).with_columns(
+        pl.col(pl.Datetime).dt.strftime("%Y-%m-%d %H:%M:%S"), pl.col(pl.Date).dt.strftime("%Y-%m-%d")
+    )
+    return dg.MetadataValue.table(
+        records=[dg.TableRecord(row) for row in shown.iter_rows(named=True)],
+        schema=dg.TableSchema([dg.TableColumn(name, _column_type(dtype)) for name, dtype in shown.schema.items()]),
+    )
+
+
+def _load_summary(report: LoadReport, symbols: Iterable[str]) -> Metadata:
+    loads = [report.symbols[s] for s in symbols if s in report.symbols]
+    frames = [load.days for load in loads if load.days.height]
+    gaps = [load.gaps for load in loads if load.gaps.height]
+    summary: Metadata = _counts([load.counts for load in loads])
+    summary["vendor requests"] = sum(load.requests for load in loads)
+    summary["requests skipped (checkpoint)"] = sum(load.skipped_requests for load in loads)
+    summary["empty answers"] = sum(load.empty_answers for load in loads)
+    summary["retries of the run"] = sum(report.retries.values())
+    summary["rows per second"] = round(report.rows_per_second, 1)
+    summary["seconds of the run"] = round(report.seconds, 3)
+    if report.latency_ms:
+        summary["latency (ms)"] = dg.MetadataValue.json({name: round(ms, 1) for name, ms in report.latency_ms.items()})
+    if frames:
+        days = pl.concat(frames).group_by("date").agg(pl.col("rows", "expected", "missing").sum()).sort("date")
+        expected, missing = int(days["expected"].sum()), int(days["missing"].sum())
+        summary["range"] = f"{days['date'][0]} to {days['date'][-1]}"
+        summary["coverage of the range"] = 1.0 if expected == 0 else 1.0 - missing / expected
+        summary["missing minutes of the range"] = missing
+        open_days = days.filter(pl.col("expected") > 0)
+        shares = (1.0 - open_days["missing"] / open_days["expected"]).to_list()
+        if picture := coverage_strip(shares):
+            summary["picture"] = dg.MetadataValue.md(picture)
+    if gaps:
+        table = pl.concat(gaps, how="diagonal_relaxed").sort("minutes", descending=True)
+        summary["gaps"] = frame_table(table)
+        summary["gaps in all"] = table.height
+    return summary
+
+
+def _counts(parts: Iterable[SeriesCounts]) -> Metadata:
+    total: dict[str, int] = defaultdict(int)
+    for counts in parts:
+        for field in fields(counts):
+            total[field.name] += getattr(counts, field.name)
+    names = ("new", "restated", "unchanged", "withdrawn", "superseded", "rejected", "batches", "republished")
+    return {"rows of the range": total["rows"], **{name: total[name] for name in names}}
+
+
+def _symbols(partition: str, instruments: Instruments) -> list[str]:
+    return [instrument.key for instrument in instruments.of_partition(partition)]
+
+
+def _by_date(frame: pl.DataFrame) -> Mapping[date, dict[str, Any]]:
+    return {row["date"]: row for row in frame.iter_rows(named=True)}
+
+
+def _last_keys(keys: Sequence[str]) -> dict[str, str]:
+    last: dict[str, tuple[date, str]] = {}
+    for key in keys:
+        day, partition = split_key(key)
+        if partition not in last or last[partition][0] < day:
+            last[partition] = (day, str(key))
+    return {partition: key for partition, (_, key) in last.items()}
+
+
+def _column_type(dtype: pl.DataType) -> str:
+    if dtype == pl.Boolean:
+        return "bool"
+    if dtype.is_integer():
+        return "int"
+    return "float" if dtype.is_float() else "string"

@@ -1,0 +1,216 @@
+"""One tree of settings.
+
+Each value comes from, first wins: an argument, the environment (`MARKET_PIPELINE_CLICKHOUSE__PORT=…`),
+the file `<home>/settings.json` that the local stack writes (mode 0600), the default. Secrets are `SecretStr`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from market_pipeline.errors import SettingsError
+
+ENV_PREFIX = "MARKET_PIPELINE_"
+SETTINGS_FILE = "settings.json"
+POLYGON_KEY = "POLYGON_API_KEY"
+VENDOR_HOSTS = ("api.polygon.io", "api.massive.com")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ClickHouseSettings(_Section):
+    """Where ClickHouse answers on its HTTP interface."""
+
+    host: str = "127.0.0.1"
+    port: int = 8123
+    user: str = "default"
+    password: SecretStr = SecretStr("")
+    database: str = Field(default="market", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    secure: bool = False
+    connect_timeout: float = 5.0
+    request_timeout: float = 120.0
+
+
+class NatsSettings(_Section):
+    """Where NATS with JetStream answers."""
+
+    url: str = "nats://127.0.0.1:4222"
+    user: str = ""
+    password: SecretStr = SecretStr("")
+    connect_timeout: float = 5.0
+    replicas: int = Field(default=1, ge=1, le=5)
+
+
+class PostgresSettings(_Section):
+    """Where PostgreSQL (TimescaleDB) answers; `host` may be the folder of a unix socket."""
+
+    host: str = "127.0.0.1"
+    port: int = 5432
+    user: str = "market"
+    password: SecretStr = SecretStr("")
+    database: str = "market"
+    sslmode: str = "prefer"
+
+
+class VendorSettings(_Section):
+    """The market data vendor: Polygon.io, now Massive, or the simulator that speaks like it."""
+
+    base_url: str = "https://api.polygon.io"
+    api_key: SecretStr = SecretStr("")
+    plan: Literal["free", "paid"] = "free"
+    requests_per_minute: int | None = Field(default=None, ge=1, le=6000)
+    rate_window_s: float = Field(default=60.0, gt=0)
+    extra_hosts: tuple[str, ...] = ()
+    timeout_s: float = Field(default=30.0, gt=0)
+    max_attempts: int = Field(default=6, ge=1, le=20)
+    backoff_initial_s: float = Field(default=0.5, ge=0)
+    backoff_max_s: float = Field(default=30.0, ge=0)
+    page_limit: int = Field(default=50_000, ge=1, le=50_000)
+
+    @field_validator("base_url")
+    @classmethod
+    def _url(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ValueError(f"{value!r} is not an http(s) address")
+        if parts.username or parts.password or parts.query:
+            raise ValueError("the address must not carry a user, a password or a query: set api_key instead")
+        return value.rstrip("/")
+
+    @property
+    def rate(self) -> int:
+        """Requests allowed in one `rate_window_s`: the explicit setting, else the plan's."""
+        if self.requests_per_minute is not None:
+            return self.requests_per_minute
+        return 5 if self.plan == "free" else 6000
+
+    @property
+    def allowed_hosts(self) -> frozenset[str]:
+        """Host names, with the port where one is given, to which a `next_url` may lead."""
+        return frozenset({urlsplit(self.base_url).netloc, *VENDOR_HOSTS, *self.extra_hosts})
+
+
+class HistorySettings(_Section):
+    """How history is loaded, settled and repaired."""
+
+    settle: timedelta = timedelta(minutes=5)
+    lateness: timedelta = timedelta(minutes=10)
+    max_unresolved_batches: int = Field(default=64, ge=1, le=1024)
+    symbols_at_once: int = Field(default=2, ge=1, le=64)
+    drain_timeout_s: float = Field(default=120.0, gt=0)
+    gap_attempts: int = Field(default=2, ge=1)
+
+
+class DagsterSettings(_Section):
+    """Where Dagster keeps its runs and events, for messages only: Dagster itself reads dagster.yaml."""
+
+    webserver_url: str = ""
+
+
+class Settings(BaseSettings):
+    """Everything that can be set, as one tree."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="__",
+        extra="ignore",
+        frozen=True,
+        nested_model_default_partial_update=True,
+    )
+
+    home: Path = Path(".market_pipeline")
+    instruments_file: Path | None = None
+    clickhouse: ClickHouseSettings = ClickHouseSettings()
+    nats: NatsSettings = NatsSettings()
+    postgres: PostgresSettings = PostgresSettings()
+    vendor: VendorSettings = VendorSettings()
+    history: HistorySettings = HistorySettings()
+    dagster: DagsterSettings = DagsterSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _polygon_key(cls, data: Any) -> Any:
+        """Take the vendor's own variable: with POLYGON_API_KEY alone the real service is used, never the simulator."""
+        key = os.environ.get(POLYGON_KEY)
+        if key and isinstance(data, dict) and f"{ENV_PREFIX}VENDOR__API_KEY" not in os.environ:
+            data = {**data, "vendor": {**(data.get("vendor") or {}), "api_key": key}}
+        return data
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings, env_settings, _HomeFile(settings_cls, init_settings))
+
+
+class _HomeFile(PydanticBaseSettingsSource):
+    """Read `<home>/settings.json`; refuse a file with secrets that others can read."""
+
+    def __init__(self, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource) -> None:
+        super().__init__(settings_cls)
+        given = init_settings().get("home") or os.environ.get(f"{ENV_PREFIX}HOME") or ".market_pipeline"
+        self._file = Path(given) / SETTINGS_FILE
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        try:
+            mode = self._file.stat().st_mode
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise SettingsError(f"cannot read {self._file}: {error.strerror}") from error
+        if mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise SettingsError(f"{self._file} holds passwords and must be private: chmod 600 {self._file}")
+        try:
+            data = json.loads(self._file.read_text())
+        except PermissionError as error:
+            raise SettingsError(f"{self._file} belongs to another user: run as its owner") from error
+        except ValueError as error:
+            raise SettingsError(
+                f"{self._file} is not JSON ({error}): run `market-pipeline up` to write it again"
+            ) from error
+        if not isinstance(data, dict):
+            raise SettingsError(f"{self._file} must hold an object: run `market-pipeline up` to write it again")
+        if os.environ.get(POLYGON_KEY):
+            data.pop("vendor", None)  # the file's is the simulator: neither its address nor its plan is the real one's
+        return data
+
+
+def load_settings(home: Path | str | None = None) -> Settings:
+    """Load the settings of the stack in `home` (default: `MARKET_PIPELINE_HOME`, else `./.market_pipeline`).
+
+    Raises:
+        SettingsError: a value is wrong; the message names every wrong setting and its environment variable.
+    """
+    try:
+        settings = Settings(home=Path(home)) if home is not None else Settings()
+    except ValidationError as error:
+        lines = []
+        for item in error.errors(include_url=False, include_input=False):
+            name = ".".join(str(part) for part in item["loc"])
+            variable = ENV_PREFIX + "__".join(str(part).upper() for part in item["loc"])
+            lines.append(f"{name}: {item['msg']} (set {variable} or mend {SETTINGS_FILE})")
+        raise SettingsError("; ".join(lines)) from None
+    except SettingsError:
+        raise
+    except ValueError as error:  # an environment variable that holds broken JSON
+        raise SettingsError(str(error)) from None
+    return settings.model_copy(update={"home": settings.home.expanduser().absolute()})

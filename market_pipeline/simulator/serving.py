@@ -1,0 +1,66 @@
+"""The simulator's server: one ASGI application on one loopback socket, run by uvicorn."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from market_pipeline.simulator.control import control_app
+from market_pipeline.simulator.rest import TRANSPORT, VendorApp
+from market_pipeline.simulator.vendor import Vendor
+
+HOST = "127.0.0.1"
+
+
+def application(vendor: Vendor, control_token: str) -> Starlette:
+    """Return the application: the control interface under `/_control`, the vendor everywhere else."""
+    return Starlette(
+        routes=[Mount("/_control", app=control_app(vendor, control_token)), Mount("/", app=VendorApp(vendor))]
+    )
+
+
+def bind(port: int = 0) -> socket.socket:
+    """Bind a loopback socket; port 0 takes a free one. Raises OSError when the port is taken."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((HOST, port))
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+class SimulatorServer(uvicorn.Server):
+    """Run the application until `should_exit`, and say when it answers."""
+
+    def __init__(self, vendor: Vendor, control_token: str, on_ready: Callable[[], None]) -> None:
+        super().__init__(
+            uvicorn.Config(
+                application(vendor, control_token),
+                http=_Protocol,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                timeout_graceful_shutdown=2,
+                timeout_keep_alive=60,
+            )
+        )
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, then report."""
+        await super().startup(sockets)
+        self._on_ready()
+
+
+class _Protocol(HttpToolsProtocol):
+    # Faults that end a connection act below HTTP: the application needs the transport.
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope[TRANSPORT] = self.transport  # type: ignore[literal-required]

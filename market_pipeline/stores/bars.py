@@ -1,0 +1,147 @@
+"""Bars in ClickHouse: every source's rows go in, the winning bars come out.
+
+Ranges [start, end) are half-open and UTC, except where a batch's own range is meant (BatchRange, `stored_rows`): its
+ends are the ts of its first and last row, both inclusive. Blocking and thread-safe; raises StoreError's kinds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import polars as pl
+
+from market_pipeline import payload
+from market_pipeline.market.bars import BAR_SCHEMA, STORED_SCHEMA
+from market_pipeline.stores.arrow import splice
+from market_pipeline.stores.bar_facts import BarFacts
+from market_pipeline.stores.series_ranges import BatchRange, RangeSet, SeriesDigest, disjoint
+from market_pipeline.stores.sql_files import load_sql
+
+__all__ = ["WINNER_COLUMNS", "BarStore", "BatchRange", "SeriesDigest"]
+
+TABLE = "bars"
+WINNER_COLUMNS: tuple[str, ...] = tuple(name for name in STORED_SCHEMA if name != "is_deleted")
+_ALL_COLUMNS = "/* columns */ *"
+
+
+class BarStore(BarFacts):
+    """Write and read bars through one Client; what is known about them, it inherits."""
+
+    def insert_arrow_messages(self, payloads: Sequence[bytes]) -> None:
+        """Insert the payloads of several batches (Arrow IPC streams) in one statement, without decoding them.
+
+        Payloads of a foreign encoding are inserted by a statement of their own. When the server refuses one,
+        those before it may be in; a repetition does no harm, since key and revision are the same.
+
+        Raises:
+            UnreadableBatch: a payload is no Arrow stream; nothing was inserted.
+        """
+        if not payloads:
+            return
+        for stream in splice(payloads):
+            self.client.insert_stream(TABLE, stream)
+
+    def insert_frame(self, frame: pl.DataFrame) -> None:
+        """Insert rows with the columns of BAR_SCHEMA and `batch_id`; further columns are left out."""
+        if frame.height:
+            self.client.insert_stream(TABLE, payload.encode(frame.select(list(payload.BATCH_SCHEMA))))
+
+    def series_digests(self, ranges: Sequence[BatchRange]) -> list[SeriesDigest]:
+        """Return count and digest of what each range's own source has stored, in the order of the ranges.
+
+        What counts is the last word on each bar, a tombstone included (`is_deleted` is part of the digest), so the
+        answer compares with the headers of the batch that wrote the range: equal count and digest prove every row.
+        (0, 0) means that this source never wrote there. One query, whatever the number of ranges; one more for each
+        range with tombstones, which are rare.
+
+        Raises:
+            ValueError: two ranges of one series overlap.
+        """
+        if not ranges:
+            return []
+        if not disjoint(ranges):
+            raise ValueError("two of the ranges overlap: ask for them one after the other")
+        laid = RangeSet.of(ranges)
+        presence = self.client.rows(load_sql("series_presence"), laid.parameters)
+        if not presence:
+            return [SeriesDigest(0, 0)] * len(ranges)
+        found = {
+            row[0]: SeriesDigest(*row[1:]) for row in self.client.rows(load_sql("series_digests"), laid.parameters)
+        }
+        digests = [found.get(place, SeriesDigest(0, 0)) for place in laid.places]
+        withdrawn = {row[:3]: row[3:5] for row in presence if row[5]}
+        for number, one in enumerate(ranges):
+            hull = withdrawn.get(one[:3])
+            if hull and hull[0] <= one.end_ts and one.start_ts <= hull[1]:
+                digests[number] = self._digest_with_tombstones(one)
+        return digests
+
+    def stored_rows(
+        self,
+        symbol: str,
+        timeframe: str,
+        source: str,
+        start_ts: datetime,
+        end_ts: datetime,
+        *,
+        with_tombstones: bool = False,
+    ) -> pl.DataFrame:
+        """Return the final rows of one source with ts in [start_ts, end_ts], BOTH inclusive as in a BatchRange.
+
+        Columns of STORED_SCHEMA, sorted by ts. A withdrawn bar is left out unless `with_tombstones`, which returns
+        it as its tombstone.
+        """
+        statement = load_sql("stored_rows_with_tombstones" if with_tombstones else "stored_rows")
+        frame = self.client.frame(statement, _parameters(BatchRange(symbol, timeframe, source, start_ts, end_ts)))
+        return _with_constants(frame, {"symbol": symbol, "timeframe": timeframe, "source": source}, list(STORED_SCHEMA))
+
+    def _digest_with_tombstones(self, one: BatchRange) -> SeriesDigest:
+        return SeriesDigest(*self.client.rows(load_sql("range_digest_with_tombstones"), _parameters(one))[0])
+
+    def winners(
+        self,
+        symbol: str,
+        timeframe: str,
+        start: datetime,
+        end: datetime,
+        columns: Sequence[str] | None = None,
+    ) -> pl.DataFrame:
+        """Return the winning bars (the view bars_final) of a series with ts in [start, end), sorted by ts.
+
+        `columns` of WINNER_COLUMNS or `is_deleted` (0 for every winner); default: those of BAR_SCHEMA.
+        """
+        wanted = list(BAR_SCHEMA) if columns is None else list(columns)
+        unknown = [name for name in wanted if name not in STORED_SCHEMA]
+        if unknown:
+            raise ValueError(f"no such columns of a bar: {', '.join(unknown)}")
+        constants = {"symbol": symbol, "timeframe": timeframe}
+        asked = [name for name in wanted if name not in constants and name != "is_deleted"] or ["ts"]
+        statement = load_sql("winners").replace(_ALL_COLUMNS, ", ".join(asked))
+        frame = self.client.frame(
+            statement, {"symbol": symbol, "timeframe": timeframe, "start": start, "end": end}
+        ).with_columns(pl.lit(0, pl.UInt8).alias("is_deleted"))
+        return _with_constants(frame, constants, wanted)
+
+    def window_revisions(self, symbol: str, start: datetime, end: datetime) -> pl.DataFrame:
+        """Return, for each 5m window of [start, end), the largest revision among all stored 1m rows.
+
+        Losing sources and tombstones count. Columns: ts (open of the window), revision (UInt64); sorted by ts.
+        """
+        parameters = {"symbol": symbol, "start": start, "end": end}
+        return self.client.frame(load_sql("window_revisions"), parameters).rename({"window": "ts"})
+
+
+def _parameters(one: BatchRange) -> dict[str, object]:
+    return {
+        "symbol": one.symbol,
+        "timeframe": one.timeframe,
+        "source": one.source,
+        "first": one.start_ts,
+        "last": one.end_ts,
+    }
+
+
+def _with_constants(frame: pl.DataFrame, constants: dict[str, str], columns: Sequence[str]) -> pl.DataFrame:
+    """Add what every row shares, which the server need not send, and order the columns."""
+    return frame.with_columns(pl.lit(value, pl.String).alias(name) for name, value in constants.items()).select(columns)

@@ -1,0 +1,1 @@
+SELECT sum(number) AS total FROM numbers(1000)

@@ -1,0 +1,1 @@
+SELECT mark FROM probes WHERE mark = {mark:UInt64}

@@ -1,0 +1,12 @@
+"""The SQL of this room, kept in files beside it."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import resources
+
+
+@cache
+def load_sql(name: str) -> str:
+    """Return the statement in `sql/<name>.sql`."""
+    return resources.files(__package__).joinpath("sql", f"{name}.sql").read_text(encoding="utf-8").strip()
