@@ -1,4 +1,4 @@
-"""The instruments file: the packaged one, or the one that the settings name."""
+"""The instruments file: the one in the settings, or the one that comes with the package."""
 
 from __future__ import annotations
 
@@ -12,19 +12,24 @@ PACKAGED = "instruments.yaml"
 
 
 def load_instruments(settings: Settings) -> Instruments:
-    """Read the instruments file of the settings (default: the packaged one).
+    """Load the instruments of `settings.instruments_file`, or the packaged ones where that is None.
 
     Raises:
-        InstrumentsFileError: it cannot be read, or an entry is wrong; the message names file, entry and field.
+        InstrumentsFileError: the file cannot be read, or an entry is wrong; the message names file, entry and field.
     """
-    if settings.instruments_file is None:
-        return parse_instruments(resources.files("market_pipeline").joinpath(PACKAGED).read_text("utf-8"), PACKAGED)
+    file = settings.instruments_file
+    if file is None:
+        text = resources.files("market_pipeline").joinpath(PACKAGED).read_text(encoding="utf-8")
+        return parse_instruments(text, f"the packaged {PACKAGED}")
     try:
-        text = settings.instruments_file.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        text = file.expanduser().read_text(encoding="utf-8")
+    except FileNotFoundError:
         raise InstrumentsFileError(
-            f"cannot read the instruments file {settings.instruments_file}: {reason}; "
-            "mend instruments_file (MARKET_PIPELINE_INSTRUMENTS_FILE)"
+            f"{file} does not exist: mend instruments_file (MARKET_PIPELINE_INSTRUMENTS_FILE), or leave it unset to "
+            "take the packaged instruments"
         ) from None
-    return parse_instruments(text, str(settings.instruments_file))
+    except UnicodeDecodeError as error:
+        raise InstrumentsFileError(f"{file} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+    except OSError as error:
+        raise InstrumentsFileError(f"{file} cannot be read: {error.strerror}") from None
+    return parse_instruments(text, str(file))

@@ -110,7 +110,7 @@ def status(
     elif state is None:
         Console().print(f"no stack is running in {stack.home.root}: market-pipeline up", soft_wrap=True)
     else:
-        Console().print(_table(state, details=True))
+        _console().print(_table(state, details=True))
     if state is None or state.phase != "running" or not state.healthy:
         raise typer.Exit(1)
 
@@ -120,7 +120,7 @@ def doctor(home: HomeOption = DEFAULT_HOME) -> None:
     from market_pipeline.local.doctor import examine
     from market_pipeline.local.layout import Home
 
-    console = Console()
+    console = _console()
     table = Table("check", "verdict", "seen", "what to do", box=SIMPLE_HEAD, pad_edge=False)
     wrong = 0
     with console.status("checking"):
@@ -130,6 +130,12 @@ def doctor(home: HomeOption = DEFAULT_HOME) -> None:
     console.print(table)
     if wrong:
         raise typer.Exit(1)
+
+
+def _console() -> Console:
+    """Return a console that does not squeeze tables into 80 columns when the output goes to a file or a pipe."""
+    console = Console()
+    return console if console.is_terminal else Console(width=max(console.width, 140))
 
 
 def _say_running(stack: Stack, state: StackState) -> None:
@@ -173,9 +179,10 @@ def _progress() -> Iterator[Progress]:
 
 def _table(state: StackState, *, details: bool = False) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("component", "state", "pid", "address", "up", "restarts"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("health", overflow="fold")
+    for name, width in (("component", 17), ("state", 10), ("pid", 7)):
+        table.add_column(name, no_wrap=True, min_width=width)
+    for name in ("address", "up", "restarts", "health"):
+        table.add_column(name, overflow="fold")
     now = time.time()
     for component in state.components:
         style = _STYLES.get(component.state, "")

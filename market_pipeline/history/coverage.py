@@ -10,10 +10,9 @@ import polars as pl
 from market_pipeline.history.reports import DAY_SCHEMA
 from market_pipeline.history.runtime import Runtime
 from market_pipeline.history.wanted import Interval
-from market_pipeline.market.gaps import NOT_LOADED, classify, missing_minutes
+from market_pipeline.market.gaps import missing_minutes
 from market_pipeline.market.instruments import Instrument
 from market_pipeline.market.sessions import calendar
-from market_pipeline.stores.ledgers import Gap
 
 
 def account_days(
@@ -37,15 +36,15 @@ def account_days(
         expected = rules.expected_minutes(start, until)
         missing = missing_minutes(present, rules, start, until)
         days.append(_by_day(start, end, present, expected, missing))
-        found = classify(missing, now=now, settle=rt.settings.history.settle)
-        rt.gaps.sync(instrument.key, start, until, found, now=now)
-        if asked and start < until:
-            rt.gaps.attempted(
-                Gap(instrument.key, start, until, NOT_LOADED),
-                found_rows=present.len(),
-                confirm_after=rt.settings.history.gap_attempts,
-                now=now,
-            )
+        rt.gaps.sync(
+            instrument.key,
+            start,
+            until,
+            missing,
+            asked_at=now if asked else None,
+            attempts_to_confirm=rt.settings.history.gap_attempts,
+            now=now,
+        )
     frame = pl.concat(days) if days else pl.DataFrame(schema=DAY_SCHEMA)
     settled = now - rt.settings.history.settle
     frame = (
@@ -61,9 +60,9 @@ def account_days(
 
 
 def gaps_within(gaps: pl.DataFrame, intervals: Sequence[Interval]) -> pl.DataFrame:
-    """Return the gaps (columns start, end and more) that begin inside one of the intervals."""
+    """Return the gaps (a table of GapLedger) that begin inside one of the intervals."""
     inside = pl.any_horizontal(
-        pl.lit(False), *((pl.col("start") >= start) & (pl.col("start") < end) for start, end in intervals)
+        pl.lit(False), *((pl.col("start_ts") >= start) & (pl.col("start_ts") < end) for start, end in intervals)
     )
     return gaps.filter(inside)
 

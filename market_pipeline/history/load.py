@@ -21,7 +21,7 @@ from market_pipeline.history.wanted import Interval, minutes_of, subtract
 from market_pipeline.market.bars import BAR_SCHEMA, VENDOR_HISTORICAL, split_valid
 from market_pipeline.market.instruments import Instrument
 from market_pipeline.market.sessions import calendar
-from market_pipeline.stores.ledgers import VendorRequest
+from market_pipeline.stores.ledgers import VendorRequestRow
 from market_pipeline.vendors.base import MinutePage, RangeRequest
 from market_pipeline.vendors.polygon import plan_requests
 
@@ -271,9 +271,9 @@ async def _note_failure(rt: Runtime, instrument: Instrument, request: RangeReque
 
 def _request_row(
     rt: Runtime, instrument: Instrument, answer: _Answer, *, outcome: str | None = None, error: str = ""
-) -> VendorRequest:
+) -> VendorRequestRow:
     start, end = _span(answer.request)
-    return VendorRequest(
+    return VendorRequestRow(
         request_id=request_number(start, end),
         root_run_id=rt.root_run_id,
         run_id=rt.run_id,

@@ -38,18 +38,18 @@ async def repair_symbol(rt: Runtime, instrument: Instrument, report: RepairRepor
         return
     await asyncio.to_thread(account_days, rt, instrument, asked, asked=False)
     open_gaps = await asyncio.to_thread(rt.gaps.open, [instrument.key])
-    if not open_gaps:
+    if open_gaps.height == 0:
         return
-    minutes = sum(gap.minutes for gap in open_gaps)
-    report.found_gaps += len(open_gaps)
+    asked_for = open_gaps.select("start_ts", "end_ts").rows()
+    minutes = int(open_gaps["minutes"].sum())
+    report.found_gaps += open_gaps.height
     report.found_minutes += minutes
-    ranges = request_ranges([(gap.start, gap.end) for gap in open_gaps])
-    log.info("repairing", symbol=instrument.symbol, gaps=len(open_gaps), minutes=minutes, requests=len(ranges))
+    ranges = request_ranges(asked_for)
+    log.info("repairing", symbol=instrument.symbol, gaps=open_gaps.height, minutes=minutes, requests=len(ranges))
     load = report.load.symbols.setdefault(instrument.key, SymbolLoad(instrument.key))
     await load_symbol(rt, instrument, ranges, load, meter)
     report.asked_requests += load.requests
     await derive_symbol(rt, instrument, ranges, DERIVED, report.derived, meter)
-    asked_for = [(gap.start, gap.end) for gap in open_gaps]
     after = gaps_within(await asyncio.to_thread(rt.gaps.table, [instrument.key]), asked_for)
     still = int(after.filter(pl.col("state") == "open")["minutes"].sum())
     confirmed = int(after.filter(pl.col("state") == "confirmed")["minutes"].sum())

@@ -82,7 +82,9 @@ async def open_runtime(
 
         polygon: PolygonClient | None = None
         if vendor:
-            polygon = await stack.enter_async_context(PolygonClient(settings.vendor, bus.rate_gate(settings.vendor)))
+            polygon = await stack.enter_async_context(
+                PolygonClient(settings.vendor, bus.rate_gate(settings.vendor), clock)
+            )
             probes["vendor"] = await _timed(polygon.probe())
         log.info("probed", run_id=run_id, **{f"{name}_ms": round(ms, 1) for name, ms in probes.items()})
 

@@ -56,10 +56,7 @@ def load_minutes(
             )
             report.retries = dict(rt.vendor.stats.retries)
             report.seconds = time.monotonic() - started
-            latency = await asyncio.to_thread(rt.ingest.latency, run_id=run_id)
-            report.latency_ms = {
-                f"{row['stage']} {name}": row[f"{name}_ms"] for row in latency.to_dicts() for name in ("p50", "p99")
-            }
+            report.latency_ms = await asyncio.to_thread(rt.ingest.latency, run_id)
         return report
 
     return asyncio.run(run())

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import signal
 import sys
 
 PR_SET_PDEATHSIG, PR_SET_KEEPCAPS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE = 1, 8, 47, 2
@@ -39,6 +40,9 @@ def main() -> None:
         libc.prctl(PR_SET_PDEATHSIG, options["signal"], 0, 0, 0)
         if os.getppid() != options["parent"]:
             sys.exit("the supervisor died before the server began")
+    # Python ignores SIGPIPE, and a shell's background job SIGINT: an ignored signal would stay ignored in the server.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
     os.execv(sys.argv[2], sys.argv[2:])  # noqa: S606 - becoming another program is the point
 
 

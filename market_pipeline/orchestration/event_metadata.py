@@ -39,8 +39,8 @@ def minutes_metadata(keys: Sequence[str], report: LoadReport, instruments: Instr
         expected, missing = sum(r["expected"] for r in rows), sum(r["missing"] for r in rows)
         count = sum(r["rows"] for r in rows)
         out[str(key)] = {
+            "dagster/row_count": count,
             "dagster/partition_row_count": count,
-            "rows": count,
             "expected minutes": expected,
             "missing minutes": missing,
             "coverage": 1.0 if expected == 0 else 1.0 - missing / expected,
@@ -62,8 +62,8 @@ def derived_metadata(
         rows = [days[s][day] for s in _symbols(partition, instruments) if day in days.get(s, {})]
         count = sum(r["rows"] for r in rows)
         out[str(key)] = {
+            "dagster/row_count": count,
             "dagster/partition_row_count": count,
-            "rows": count,
             "complete bars": sum(r["complete"] for r in rows),
             PARTIAL: any(r["partial"] for r in rows),
         }

@@ -2,7 +2,6 @@
 # no `from __future__ import annotations`: Dagster reads the annotations of ops
 
 import time
-from collections.abc import Iterable
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -26,7 +25,6 @@ from market_pipeline.orchestration.run_log import service_log
 
 if TYPE_CHECKING:
     from market_pipeline.history.reports import RepairReport
-    from market_pipeline.stores.ledgers import Gap
 
 MOST_EVENTS = 500
 """An event costs about 20 ms: a repair of months is recorded as one observation an asset instead."""
@@ -71,7 +69,7 @@ def build_repair_job(partitions: BarPartitions) -> dg.JobDefinition:
                 f"{report.still_open_minutes:,} still open, after {report.asked_requests:,} requests"
             )
             with stores.open() as opened:
-                repaired = opened.gaps.gaps(partitions.instruments.keys, states=("repaired",))
+                repaired = opened.gaps.table(partitions.instruments.keys, states=("repaired",))
                 for event in repair_events(report, repaired_days(repaired, started), partitions):
                     context.log_event(event)
                 verdict = evaluate_gaps(opened, partitions.instruments, settings.history, datetime.now(UTC), None)
@@ -94,14 +92,17 @@ def build_repair_job(partitions: BarPartitions) -> dg.JobDefinition:
     return repair_gaps
 
 
-def repaired_days(gaps: Iterable["Gap"], since_ns: int) -> dict[str, list[date]]:
-    """Return the UTC days, by symbol key, of gaps that were written as repaired since `since_ns` (epoch ns)."""
+def repaired_days(repaired: pl.DataFrame, since_ns: int) -> dict[str, list[date]]:
+    """Return the UTC days, by symbol key, of gaps that were written as repaired since `since_ns` (epoch ns).
+
+    `repaired`: the ledger's table of repaired gaps.
+    """
     days: dict[str, set[date]] = {}
-    for gap in gaps:
-        if gap.version >= since_ns:
-            last = (gap.end - timedelta(minutes=1)).date()
-            some = days.setdefault(gap.symbol, set())
-            some.update(gap.start.date() + timedelta(days=n) for n in range((last - gap.start.date()).days + 1))
+    new = repaired.filter(pl.col("version") >= since_ns).select("symbol", "start_ts", "end_ts")
+    for symbol, start, end in new.iter_rows():
+        last = (end - timedelta(minutes=1)).date()
+        some = days.setdefault(symbol, set())
+        some.update(start.date() + timedelta(days=n) for n in range((last - start.date()).days + 1))
     return {symbol: sorted(some) for symbol, some in days.items()}
 
 

@@ -10,7 +10,6 @@ import time
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import dagster as dg
@@ -19,8 +18,7 @@ from pydantic import BaseModel, Field
 from market_pipeline.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from market_pipeline.stores.bars import BarStore
-    from market_pipeline.stores.ledgers import GapLedger, VendorRequestLedger
+    from market_pipeline.stores import Stores
 
 Section = TypeVar("Section", bound=BaseModel)
 
@@ -127,28 +125,12 @@ class StoresResource(_Part):
             client.close()
 
     @contextmanager
-    def open(self) -> Iterator["OpenStores"]:
-        """Open the stores for reading, with every migration applied."""
-        from market_pipeline.stores.bars import BarStore
-        from market_pipeline.stores.clickhouse import connect
-        from market_pipeline.stores.ledgers import GapLedger, VendorRequestLedger
-        from market_pipeline.stores.migrations import apply
+    def open(self) -> Iterator["Stores"]:
+        """Open the stores, with the schema brought up to date."""
+        from market_pipeline.stores import open_stores
 
-        client = connect(platform_settings(self).clickhouse)
-        try:
-            apply(client)
-            yield OpenStores(BarStore(client), GapLedger(client), VendorRequestLedger(client))
-        finally:
-            client.close()
-
-
-@dataclass(frozen=True)
-class OpenStores:
-    """What checks read."""
-
-    bars: "BarStore"
-    gaps: "GapLedger"
-    requests: "VendorRequestLedger"
+        with open_stores(platform_settings(self)) as stores:
+            yield stores
 
 
 def platform_settings(*parts: _Part) -> Settings:

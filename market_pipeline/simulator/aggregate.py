@@ -22,14 +22,15 @@ TIMESPANS: tuple[Timespan, ...] = get_args(Timespan)
 _FIXED_MS: dict[str, int] = {"second": 1_000, "minute": MINUTE_MS, "hour": 60 * MINUTE_MS}
 _DAYS = {"day": 1, "week": 7}
 _MONTHS = {"month": 1, "quarter": 3, "year": 12}
+_ROUNDABLE = 1e6
 _FIRST_SUNDAY = 3  # 1970-01-04, in days since 1970-01-01
 
 
 def fold(bars: Bars, multiplier: int, timespan: Timespan, market: Market) -> Bars:
     """Fold finer bars into windows of `multiplier` timespans.
 
-    Open is the first, close the last, volume and trades the sums (volume to eight decimals), vwap the average by
-    volume, to six decimals.
+    Open is the first, close the last, volume and trades the sums (volume to eight decimals while below a million), vwap
+    the average by volume, to six decimals.
     """
     if not len(bars):
         return bars
@@ -46,7 +47,8 @@ def fold(bars: Bars, multiplier: int, timespan: Timespan, market: Market) -> Bar
         high=np.maximum.reduceat(bars.high, at),
         low=np.minimum.reduceat(bars.low, at),
         close=bars.close[last],
-        volume=volume.round(8),
+        # Eight decimals of a crypto volume are meant; on a large sum the rounding itself would do harm.
+        volume=np.where(volume < _ROUNDABLE, volume.round(8), volume),
         vwap=np.divide(paid, volume, out=bars.vwap[at], where=volume > 0).round(6),
         trades=np.add.reduceat(bars.trades, at),
     )

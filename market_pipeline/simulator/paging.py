@@ -23,6 +23,7 @@ from market_pipeline.simulator.state import VendorState
 from market_pipeline.simulator.tickers import Market, market_of
 
 DEFAULT_LIMIT, MAX_LIMIT = 5_000, 50_000
+_LAST_MS = 253_370_764_800_000  # the year 9999, where calendars end
 # Minutes of a session in an average calendar day, for guessing how much time holds a page.
 _DENSITY: dict[Market, int] = {"forex": 1_030, "crypto": 1_440, "stocks": 270}
 
@@ -186,7 +187,7 @@ def _day_start(at_ms: int, market: Market) -> int:
 
 def _instant(name: str, text: str, market: Market) -> tuple[int, int]:
     """Return the first and the last millisecond that a parameter means: one instant, or a whole day of the market."""
-    if text.lstrip("-").isdigit() and len(text) > 4:
+    if text.isdigit() and len(text) > 4 and int(text) < _LAST_MS:
         return int(text), int(text)
     try:
         day = datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=zone_of(market))

@@ -82,7 +82,7 @@ class Client:
 
     def __init__(self, settings: ClickHouseSettings) -> None:
         self.database = settings.database
-        self._settings = settings
+        self.settings = settings
         with self._errors():
             self._pool = get_pool_manager(maxsize=_POOL_SIZE, retries=False)
             self._client = clickhouse_connect.get_client(
@@ -107,7 +107,7 @@ class Client:
     @property
     def address(self) -> str:
         """host:port, for messages."""
-        return f"{self._settings.host}:{self._settings.port}"
+        return f"{self.settings.host}:{self.settings.port}"
 
     def command(self, statement: str, parameters: Mapping[str, Any] | None = None, *, in_database: bool = True) -> None:
         """Execute a statement that returns nothing of interest."""
@@ -161,7 +161,7 @@ class Client:
         try:
             yield
         except (ClickHouseError, HTTPError, OSError) as error:
-            raise translate(error, self._settings) from error
+            raise translate(error, self.settings) from error
 
 
 def connect(settings: ClickHouseSettings) -> Client:

@@ -48,7 +48,7 @@ class World:
         """Run a query as a user of SQL would."""
         client = connect(self.settings.clickhouse)
         try:
-            return pl.DataFrame(client.query_arrow(sql, parameters=parameters))
+            return client.frame(sql, parameters)
         finally:
             client.close()
 

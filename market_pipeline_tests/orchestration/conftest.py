@@ -35,7 +35,6 @@ from market_pipeline.orchestration.build import build_definitions
 from market_pipeline.orchestration.checks.gap_rules import GAP_SCHEMA
 from market_pipeline.orchestration.partitions import BarPartitions, bar_partitions, sunday_of
 from market_pipeline.orchestration.progress import Progress
-from market_pipeline.stores.ledgers import Gap
 
 INSTRUMENTS = """
 instruments:
@@ -44,6 +43,11 @@ instruments:
   - {symbol: SPY, asset_class: stock, vendor_ticker: SPY, calendar: XNYS, history_start: 2020-01-06, partition: us}
   - {symbol: IBM, asset_class: stock, vendor_ticker: IBM, calendar: XNYS, history_start: 2019-06-03, partition: us}
 """
+
+LEDGER_SCHEMA = {
+    **{{"start": "start_ts", "end": "end_ts"}.get(name, name): dtype for name, dtype in GAP_SCHEMA.items()},
+    "version": pl.UInt64(),
+}
 
 
 @dataclass
@@ -154,8 +158,7 @@ class StoredBars:
     frames: dict[tuple[str, str], pl.DataFrame] = field(default_factory=dict)
     bad: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema={**BAR_SCHEMA, "reason": pl.String()}))
     asked_ranges: dict[str, list[tuple[datetime, datetime]]] = field(default_factory=dict)
-    repaired: list[Gap] = field(default_factory=list)
-    ledger: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=GAP_SCHEMA))
+    ledger: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=LEDGER_SCHEMA))
     error: Exception | None = None
 
     def winners(self, symbol: str, timeframe: str, start: datetime, end: datetime, columns: Any = None) -> pl.DataFrame:
@@ -177,11 +180,8 @@ class StoredBars:
     ) -> list[tuple[datetime, datetime]]:
         return self.asked_ranges.get(symbol, [])
 
-    def gaps(self, symbols: Any, *, states: Any) -> list[Gap]:
-        return self.repaired if tuple(states) == ("repaired",) else []
-
-    def table(self, symbols: Any) -> pl.DataFrame:
-        return self.ledger.filter(pl.col("symbol").is_in(list(symbols)))
+    def table(self, symbols: Any, *, states: Any = ("open", "confirmed")) -> pl.DataFrame:
+        return self.ledger.filter(pl.col("symbol").is_in(list(symbols)) & pl.col("state").is_in(list(states)))
 
 
 @pytest.fixture
@@ -190,10 +190,10 @@ def stored(monkeypatch: pytest.MonkeyPatch) -> StoredBars:
     stored = StoredBars()
 
     @contextmanager
-    def open_stores(_: Any) -> Iterator[resources.OpenStores]:
+    def open_stores(_: Any) -> Iterator[Any]:
         if stored.error is not None:
             raise stored.error
-        yield resources.OpenStores(stored, stored, stored)  # type: ignore[arg-type]
+        yield SimpleNamespace(bars=stored, gaps=stored, requests=stored)
 
     monkeypatch.setattr(resources.StoresResource, "open", open_stores)
     return stored

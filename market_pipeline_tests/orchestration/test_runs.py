@@ -15,8 +15,7 @@ from market_pipeline.orchestration.assets.derived import DAILY_DERIVED, bars_key
 from market_pipeline.orchestration.assets.minutes import MINUTES
 from market_pipeline.orchestration.jobs import range_tags
 from market_pipeline.orchestration.partition_metadata import add_partition_metadata
-from market_pipeline.stores.ledgers import Gap
-from market_pipeline_tests.orchestration.conftest import Calls, StoredBars
+from market_pipeline_tests.orchestration.conftest import LEDGER_SCHEMA, Calls, StoredBars
 
 LOAD = "load_history"
 
@@ -63,8 +62,8 @@ def test_each_partition_has_its_numbers_and_the_last_of_a_symbol_the_summary(
     minutes = events(instance, MINUTES)
     first, last = values(minutes["2024-03-04|us"]), values(minutes["2024-03-06|us"])
     assert first == {
-        "dagster/partition_row_count": 2860,  # two instruments share the partition
-        "rows": 2860,
+        "dagster/row_count": 2860,  # two instruments share the partition
+        "dagster/partition_row_count": 2860,
         "expected minutes": 2880,
         "missing minutes": 20,
         "coverage": pytest.approx(2860 / 2880),
@@ -77,7 +76,7 @@ def test_each_partition_has_its_numbers_and_the_last_of_a_symbol_the_summary(
     assert len(last["gaps"].records) == 2
     assert minutes["2024-03-06|us"].tags["dagster/partition/symbol"] == "us"
     derived = values(events(instance, bars_key("1h"))["2024-03-06|EURUSD"])
-    assert (derived["rows"], derived["complete bars"], derived["partial"]) == (7, 6, True)
+    assert (derived["dagster/row_count"], derived["complete bars"], derived["partial"]) == (7, 6, True)
 
 
 def test_the_touched_weeks_are_recorded_with_the_days(
@@ -155,7 +154,7 @@ def test_a_failed_range_is_named_in_one_sentence_and_a_table(
     assert not calls.derivations
 
 
-def test_a_terminal_error_forbids_retries(
+def test_a_terminal_error_is_told_in_its_own_words(
     defs: dg.Definitions, instance: dg.DagsterInstance, calls: Calls, stored: StoredBars
 ) -> None:
     calls.error = VendorAuthError("the key is unknown: set POLYGON_API_KEY")
@@ -163,7 +162,6 @@ def test_a_terminal_error_forbids_retries(
     data = result.failure_data_for_node("bars_1m")
     assert data is not None
     assert data.user_failure_data is not None
-    assert data.user_failure_data.allow_retries is False
     assert "POLYGON_API_KEY" in _failure(result)
 
 
@@ -194,11 +192,15 @@ def test_repair_reports_what_it_mended_and_judges_the_gaps(
     defs: dg.Definitions, instance: dg.DagsterInstance, calls: Calls, stored: StoredBars
 ) -> None:
     start = datetime(2024, 3, 4, 23, 50, tzinfo=UTC)
-    far = 2**62
-    stored.repaired = [
-        Gap("EURUSD", start, start + timedelta(minutes=20), "not_loaded", "repaired", version=far),
-        Gap("BTCUSD", start, start + timedelta(minutes=20), "not_loaded", "repaired", version=1),  # by an earlier run
-    ]
+    end = start + timedelta(minutes=20)
+    stored.ledger = pl.DataFrame(
+        [
+            ("EURUSD", start, end, 20, "not_loaded", "repaired", 1, 2**62),
+            ("BTCUSD", start, end, 20, "not_loaded", "repaired", 1, 1),  # by an earlier run
+        ],
+        schema=LEDGER_SCHEMA,
+        orient="row",
+    )
     config = {"ops": {"repair": {"config": {"symbols": ["EUR/USD"]}}}}
     assert run(defs, instance, "repair_gaps", run_config=config).success
     assert calls.repairs[0]["symbols"] == ["EUR/USD"]

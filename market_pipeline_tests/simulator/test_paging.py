@@ -145,6 +145,21 @@ def test_limits_beyond_the_largest_are_the_largest() -> None:
     assert query("AAPL", "1 day", "2024-01-01", "2024-01-02", limit=10**9).limit == 50_000
 
 
+def test_a_range_without_bounds_costs_no_more_than_its_page() -> None:
+    for ticker in ("C:GBPUSD", "X:ETHUSD", "AAPL"):
+        for sort in ("asc", "desc"):
+            page = read_page(STATE, query(ticker, "1 minute", "0001-01-01", "9998-12-31", limit=10, sort=sort))
+            assert len(page.bars) == 10
+            assert page.bars.ts.min() >= 0
+            assert page.bars.ts.max() <= STATE.now_ms()
+
+
+def test_large_volumes_stay_whole() -> None:
+    page = read_page(STATE, query("AAPL", "1 year", "2019-01-01", "2023-12-31", limit=50_000))
+    minutes = truth.minute_bars("AAPL", int(page.bars.ts[0]), int(page.bars.ts[1]))
+    assert page.bars.volume[0] == minutes.volume.astype(int).sum()
+
+
 def test_overlays_reach_every_timespan() -> None:
     state = VendorState()
     minute = truth.to_ms(datetime(2024, 3, 5, 10, 3, tzinfo=UTC))
@@ -165,6 +180,9 @@ def test_overlays_reach_every_timespan() -> None:
         ("1 minute", "2024-13-01", "2024-01-02", {}),
         ("1 minute", "2024-01-01", "yesterday", {}),
         ("1 minute", "2024-01-03", "2024-01-02", {}),
+        ("1 minute", "2024-01-03", "9999-12-31", {}),
+        ("1 minute", "9" * 20, "9" * 21, {}),
+        ("1 minute", "-86400000", "2024-01-03", {}),
         ("1 minute", "2024-01-01", "2024-01-02", {"limit": 0}),
         ("1 minute", "2024-01-01", "2024-01-02", {"limit": "many"}),
         ("1 minute", "2024-01-01", "2024-01-02", {"sort": "up"}),

@@ -3,6 +3,7 @@
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
@@ -20,8 +21,11 @@ from market_pipeline.orchestration.checks.verdict import Verdict
 from market_pipeline.orchestration.failures import readable_failures
 from market_pipeline.orchestration.loaded import last_loaded_days, partial_partitions
 from market_pipeline.orchestration.partitions import BarPartitions
-from market_pipeline.orchestration.resources import OpenStores, StoresResource, platform_settings
+from market_pipeline.orchestration.resources import StoresResource, platform_settings
 from market_pipeline.orchestration.wanted import Wanted
+
+if TYPE_CHECKING:
+    from market_pipeline.stores import Stores
 
 GAPS, SANITY, FRESHNESS, PARTIAL_CLOSED, AGREEMENT = (
     "gaps",
@@ -100,7 +104,7 @@ def _minute_checks(partitions: BarPartitions) -> list[dg.AssetChecksDefinition]:
 
 
 def freshness_verdict(
-    instance: dg.DagsterInstance, stores: OpenStores, partitions: BarPartitions, now: datetime
+    instance: dg.DagsterInstance, stores: "Stores", partitions: BarPartitions, now: datetime
 ) -> Verdict:
     """Judge the freshness of the followed symbols."""
     followed = last_loaded_days(instance, MINUTES, partitions, now.date())
@@ -141,9 +145,7 @@ def _agreement(partitions: BarPartitions, *, weekly: bool) -> dg.AssetChecksDefi
     return agreement
 
 
-def _compared(
-    asked: Wanted | None, stores: OpenStores, partitions: BarPartitions, now: datetime
-) -> tuple[Wanted, bool]:
+def _compared(asked: Wanted | None, stores: "Stores", partitions: BarPartitions, now: datetime) -> tuple[Wanted, bool]:
     """Return the days to compare: a sample of the run's, or each symbol's newest; bounded in symbols too."""
     if asked is None:
         newest = stores.bars.latest(partitions.instruments.keys, "1m")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
 import polars as pl
 
@@ -17,9 +18,11 @@ from market_pipeline.orchestration.checks.gap_rules import GAP_SCHEMA, judge_gap
 from market_pipeline.orchestration.checks.sanity_rules import judge_sanity
 from market_pipeline.orchestration.checks.scope import Scope, chunks, clipped, midnight, to_scope
 from market_pipeline.orchestration.checks.verdict import Verdict
-from market_pipeline.orchestration.resources import OpenStores
 from market_pipeline.orchestration.wanted import Wanted
 from market_pipeline.settings import HistorySettings
+
+if TYPE_CHECKING:
+    from market_pipeline.stores import Stores
 
 CHUNK = timedelta(days=366)
 MOST_IMPLAUSIBLE = 1_000
@@ -27,7 +30,7 @@ _AGREEMENT_COLUMNS = ("symbol", "ts", "open", "high", "low", "close", "volume", 
 
 
 def evaluate_gaps(
-    stores: OpenStores, instruments: Instruments, settings: HistorySettings, now: datetime, days: Wanted | None
+    stores: Stores, instruments: Instruments, settings: HistorySettings, now: datetime, days: Wanted | None
 ) -> Verdict:
     """Look for expected minutes that the store lacks.
 
@@ -36,7 +39,8 @@ def evaluate_gaps(
     """
     due = now - settings.settle - settings.lateness
     scope = clipped(asked_ranges(stores, instruments, settings, now) if days is None else to_scope(days), due)
-    known = stores.gaps.table(instruments.keys).filter(pl.col("end") <= due)
+    standing = stores.gaps.table(instruments.keys).rename({"start_ts": "start", "end_ts": "end"})
+    known = standing.filter(pl.col("end") <= due)
     found = [known.select(list(GAP_SCHEMA)).cast(GAP_SCHEMA)]
     for symbol, intervals in scope.items():
         market = calendar(instruments.get(symbol).calendar)
@@ -48,7 +52,7 @@ def evaluate_gaps(
 
 
 def evaluate_sanity(
-    stores: OpenStores, instruments: Instruments, settings: HistorySettings, now: datetime, days: Wanted | None
+    stores: Stores, instruments: Instruments, settings: HistorySettings, now: datetime, days: Wanted | None
 ) -> Verdict:
     """Look for minutes that cannot be true of a market, in the days of the run or in all that was asked for."""
     scope = clipped(asked_ranges(stores, instruments, settings, now) if days is None else to_scope(days), now)
@@ -64,7 +68,7 @@ def evaluate_sanity(
 
 
 def evaluate_freshness(
-    stores: OpenStores, instruments: Instruments, followed: Sequence[Instrument], now: datetime
+    stores: Stores, instruments: Instruments, followed: Sequence[Instrument], now: datetime
 ) -> Verdict:
     """Judge the newest minute of every symbol."""
     last = stores.bars.latest(instruments.keys, "1m")
@@ -76,7 +80,7 @@ def evaluate_freshness(
 
 
 def evaluate_agreement(
-    stores: OpenStores, timeframe: str, days: Wanted, *, sampled: bool, settings: HistorySettings, now: datetime
+    stores: Stores, timeframe: str, days: Wanted, *, sampled: bool, settings: HistorySettings, now: datetime
 ) -> Verdict:
     """Compare stored derived bars of some days with the fold of their stored parents."""
     parent = TIMEFRAMES[timeframe].parent_code
@@ -94,7 +98,7 @@ def evaluate_agreement(
     return judge_agreement(timeframe, found, windows, "a sample of the days" if sampled else "every day")
 
 
-def asked_ranges(stores: OpenStores, instruments: Instruments, settings: HistorySettings, now: datetime) -> Scope:
+def asked_ranges(stores: Stores, instruments: Instruments, settings: HistorySettings, now: datetime) -> Scope:
     """Return what the vendor was ever asked for with success, by symbol."""
     asked = {
         i.key: stores.requests.asked(i.key, midnight(i.history_start), now, settle=settings.settle) for i in instruments

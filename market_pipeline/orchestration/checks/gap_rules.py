@@ -10,9 +10,8 @@ import polars as pl
 from market_pipeline.market.gaps import runs
 from market_pipeline.orchestration.checks.verdict import Verdict
 
-UNEXPLAINED, OPEN, CONFIRMED, ABANDONED = "unexplained", "open", "confirmed", "abandoned"
-"""States of a gap: found in the store and unknown to the ledger; to be asked for; the vendor has no bar; the vendor
-never answered, so that repair gave up."""
+UNEXPLAINED, OPEN, CONFIRMED = "unexplained", "open", "confirmed"
+"""States of a gap: found in the store and unknown to the ledger; to be asked for; the vendor has no bar."""
 
 GAP_SCHEMA = pl.Schema(
     {
@@ -54,16 +53,14 @@ def judge_gaps(gaps: pl.DataFrame, thin_runs: Mapping[str, int], partitions: Map
     """Judge gaps (GAP_SCHEMA), all of them due: none younger than settle and lateness.
 
     An error: minutes that are missing and that the vendor was not asked for since (unexplained, or open without an
-    attempt), or gave no answer for (abandoned). A warning: the vendor gave nothing for a run longer than the
+    attempt). A warning: the vendor gave nothing for a run longer than the
     instrument's usual thin run, whether that is confirmed by a second request or not. Shorter runs are a thin market,
     and are only counted.
     `thin_runs` and `partitions` go by symbol key.
     """
     thin = pl.col("symbol").replace_strict(dict(thin_runs), default=0, return_dtype=pl.UInt32)
     judged = gaps.with_columns(
-        level=pl.when(
-            pl.col("state").is_in([UNEXPLAINED, ABANDONED]) | ((pl.col("state") == OPEN) & (pl.col("attempts") == 0))
-        )
+        level=pl.when((pl.col("state") == UNEXPLAINED) | ((pl.col("state") == OPEN) & (pl.col("attempts") == 0)))
         .then(pl.lit("error"))
         .when(pl.col("minutes") > thin)
         .then(pl.lit("warn"))

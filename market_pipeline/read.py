@@ -1,0 +1,178 @@
+"""Read bars: what notebooks, back-tests and models import.
+
+from market_pipeline.read import bars
+frame = bars("EUR/USD", "1h", "2024-01-01", "2024-02-01")
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, date, datetime, time, timedelta
+
+import polars as pl
+
+from market_pipeline.errors import BadRange, StoreUnreachable
+from market_pipeline.instruments_file import load_instruments
+from market_pipeline.market import timeframes
+from market_pipeline.market.instruments import Instrument
+from market_pipeline.market.timeframes import Timeframe
+from market_pipeline.settings import ClickHouseSettings, Settings, load_settings
+from market_pipeline.stores.bars import BarStore
+from market_pipeline.stores.clickhouse import Client, connect
+
+Moment = str | date | datetime
+
+COLUMNS: tuple[str, ...] = (
+    "symbol",
+    "timeframe",
+    "ts",
+    "open",
+    "high",
+    "low",
+    "close",
+    "volume",
+    "vwap",
+    "trades",
+    "complete",
+    "source",
+    "origin",
+)
+
+_clients: dict[tuple[object, ...], Client] = {}
+_lock = threading.Lock()
+
+
+def bars(
+    symbol: str, timeframe: str | Timeframe, start: Moment, end: Moment, *, settings: Settings | None = None
+) -> pl.DataFrame:
+    """Return the winning bars of a symbol with ts in [start, end), sorted by ts.
+
+    One bar a window, of the source that wins there; only windows that have closed; nothing is filled in where the
+    market gave no bar.
+
+    Args:
+        symbol: any form: display (`EUR/USD`), key (`EURUSD`) or the vendor's (`C:EURUSD`), in any case.
+        timeframe: 1m, 5m, 15m, 30m, 1h, 4h, 1d or 1w.
+        start, end: a datetime, a date (its midnight) or ISO 8601 text of either; without a time zone UTC is meant.
+        settings: default: `load_settings()`, the environment and the local stack's file.
+
+    Returns:
+        symbol (String, display form), timeframe (String), ts (Datetime ms UTC, open of the window), open, high, low,
+        close, volume (Float64), vwap (Float64, null where the vendor gives none), trades (UInt32), complete (Boolean:
+        every expected minute is there and settled), source (String: of 5m and more `derived`), origin (String: of
+        derived bars the weakest source among their minutes, else "").
+
+    Raises:
+        UnknownSymbol, UnknownTimeframe: the message lists what there is.
+        BadRange: a time cannot be read, end is not after start, start lies in the future, or end before the history.
+        StoreUnreachable, StoreAuthError: ClickHouse does not answer or refuses the user.
+    """
+    settings = settings or load_settings()
+    instrument = load_instruments(settings).get(symbol)
+    window = timeframes.timeframe(timeframe)
+    first, last = moment(start, "start"), moment(end, "end")
+    now = datetime.now(UTC)
+    if last <= first:
+        raise BadRange(f"the range ends ({last.isoformat()}) at or before its start ({first.isoformat()})")
+    if first > now:
+        raise BadRange(f"the range starts in the future ({first.isoformat()})")
+    history = datetime.combine(instrument.history_start, time(), UTC)
+    if last <= history:
+        raise BadRange(
+            f"the range ends ({last.isoformat()}) before the history of {instrument.symbol} starts "
+            f"({instrument.history_start.isoformat()}, history_start in the instruments file)"
+        )
+    return _winners(settings, instrument, window, first, last)
+
+
+def newest(
+    symbol: str,
+    timeframe: str | Timeframe,
+    count: int,
+    before: Moment | None = None,
+    *,
+    settings: Settings | None = None,
+) -> pl.DataFrame:
+    """Return at most the newest `count` winning bars with ts before `before` (default: now); columns as of `bars`.
+
+    Raises:
+        UnknownSymbol, UnknownTimeframe, BadRange, StoreUnreachable, StoreAuthError: as `bars`.
+    """
+    if count < 1:
+        raise BadRange(f"the number of bars must be 1 or more, not {count}")
+    settings = settings or load_settings()
+    instrument = load_instruments(settings).get(symbol)
+    window = timeframes.timeframe(timeframe)
+    end = datetime.now(UTC) if before is None else moment(before, "before")
+    with _store(settings.clickhouse) as store:
+        span = store.span(instrument.key, window.code)
+    if span is None or span[0] >= end:
+        return _winners(settings, instrument, window, end, end)
+    first, last = span[0], min(end, span[1] + window.length)
+    # markets close and thin out: look back twice the bars' length and a week, further only if that was not enough
+    reach = 2 * count * window.length + timedelta(days=7)
+    while True:
+        frame = _winners(settings, instrument, window, max(first, last - reach), last)
+        if frame.height >= count or last - reach <= first:
+            return frame.tail(count)
+        reach *= 4
+
+
+def _winners(
+    settings: Settings, instrument: Instrument, window: Timeframe, start: datetime, end: datetime
+) -> pl.DataFrame:
+    """Return the closed windows of a range."""
+    now = datetime.now(UTC)
+    with _store(settings.clickhouse) as store:
+        frame = store.winners(instrument.key, window.code, start, end, COLUMNS)
+    return frame.filter(pl.col("ts") <= now - window.length).with_columns(pl.lit(instrument.symbol).alias("symbol"))
+
+
+def moment(value: Moment, name: str) -> datetime:
+    """Return a time as an aware UTC datetime: a datetime, a date (its midnight) or ISO 8601 text; naive means UTC.
+
+    Raises:
+        BadRange: it is none of these; the message begins with `name`.
+    """
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value.strip())
+        except ValueError:
+            raise BadRange(f"{name} {value!r} is no date or time: write 2024-01-31 or 2024-01-31T15:30 (UTC)") from None
+    if not isinstance(value, datetime):
+        if not isinstance(value, date):
+            raise BadRange(f"{name} must be a date, a datetime or ISO 8601 text, not {type(value).__name__}")
+        value = datetime.combine(value, time())
+    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+@contextmanager
+def _store(settings: ClickHouseSettings) -> Iterator[BarStore]:
+    """Yield the bars over this process's connection; one that fails is not kept."""
+    try:
+        yield BarStore(_client(settings))
+    except StoreUnreachable:
+        _forget(settings)
+        raise
+
+
+def _client(settings: ClickHouseSettings) -> Client:
+    """Return the connection of these settings, made once a process."""
+    key = _key(settings)
+    with _lock:
+        if key not in _clients:
+            _clients[key] = connect(settings)
+        return _clients[key]
+
+
+def _forget(settings: ClickHouseSettings) -> None:
+    with _lock:
+        client = _clients.pop(_key(settings), None)
+    if client is not None:
+        client.close()
+
+
+def _key(settings: ClickHouseSettings) -> tuple[object, ...]:
+    return tuple(settings.model_dump().values())
