@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import msgspec
+import nats.errors
 from nats.aio.client import Client
 from nats.js import JetStreamContext
 
@@ -30,14 +31,15 @@ class BusSession:
 
     nc: Client
     js: JetStreamContext
+    replicas: int = 1
 
     async def probe(self) -> None:
         """Prove that JetStream stores and returns a message."""
         await probe(self.nc)
 
-    async def ensure_streams(self, *, replicas: int = 1, scale: float = 1.0) -> None:
+    async def ensure_streams(self, *, scale: float = 1.0) -> None:
         """Create or mend the streams."""
-        await ensure_streams(self.js, replicas=replicas, scale=scale)
+        await ensure_streams(self.js, replicas=self.replicas, scale=scale)
 
     def publisher(self) -> Publisher:
         """Return a publisher over this connection."""
@@ -51,7 +53,7 @@ class BusSession:
 
     def rate_gate(self, vendor: VendorSettings) -> KvRateGate:
         """Return the gate that all processes with this vendor key share."""
-        return KvRateGate.of(self.nc, vendor)
+        return KvRateGate.of(self.nc, vendor, replicas=self.replicas)
 
     async def bury(self, delivery: Delivery, reason: Reason | str, error: str, *, rows: bytes | None = None) -> None:
         """Send a delivery, or with `rows` only these of its rows, to dead letters; returns once it is there."""
@@ -101,6 +103,8 @@ async def open_bus(settings: NatsSettings, name: str) -> AsyncIterator[BusSessio
     """
     nc = await connect(settings, name)
     try:
-        yield BusSession(nc, nc.jetstream())
+        yield BusSession(nc, nc.jetstream(), settings.replicas)
     finally:
-        await nc.close()
+        # A server that went away takes nothing with it that closing could save.
+        with suppress(OSError, nats.errors.Error, TimeoutError):
+            await nc.close()

@@ -78,7 +78,7 @@ async def open_runtime(
 
         bus = await stack.enter_async_context(open_bus(settings.nats, f"history {run_id}"))
         probes["nats"] = await _timed(bus.probe())
-        await bus.ensure_streams(replicas=settings.nats.replicas)
+        await bus.ensure_streams()
 
         polygon: PolygonClient | None = None
         if vendor:

@@ -26,8 +26,11 @@ class Lock:
         self.path = path
         self.fd = -1
 
-    def take(self, wait_s: float = 0.0) -> bool:
-        """Take the lock, waiting at most `wait_s` seconds; False when another process keeps it."""
+    def take(self, wait_s: float = 0.5) -> bool:
+        """Take the lock, waiting at most `wait_s` seconds; False when another process keeps it.
+
+        The default outlasts the moment in which `is_held` looks.
+        """
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE_FILE)
         until = time.monotonic() + wait_s
         while True:
@@ -59,10 +62,28 @@ class Lock:
 
 def is_held(path: Path) -> bool:
     """Tell whether some process holds the lock; False when the file is not there."""
-    if not path.exists():
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
         return False
-    with Lock(path) as lock:
-        return not lock.take()
+    try:
+        # Shared, so that two that look at the same moment don't see each other.
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def wait_until_free(path: Path, timeout_s: float) -> bool:
+    """Wait until nobody holds the lock; False when somebody still does."""
+    until = time.monotonic() + timeout_s
+    while is_held(path):
+        if time.monotonic() >= until:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def holders(path: Path) -> list[psutil.Process]:

@@ -131,6 +131,7 @@ def end(processes: Iterable[psutil.Process], first: signal.Signals, grace_s: flo
         try:
             if everyone or process.ppid() not in numbers:
                 process.send_signal(first)
+                process.send_signal(signal.SIGCONT)  # a frozen server can't heed anything else
         except psutil.Error:
             continue
     alive = wait_until_gone(alive, grace_s)

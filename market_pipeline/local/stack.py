@@ -29,6 +29,7 @@ from market_pipeline.settings import Settings, load_settings
 Progress = Callable[[StackState], None]
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 90.0
+_BEGIN_TIMEOUT_S = 120.0  # longer than the orphans of a killed stack may take to end
 _POLL_S = 0.05
 
 
@@ -184,7 +185,7 @@ class Stack:
     def _read_report(self, pipe: int) -> str:
         """Wait for the supervisor's word; return its error, or nothing when it began."""
         text = b""
-        until = time.monotonic() + 60
+        until = time.monotonic() + _BEGIN_TIMEOUT_S
         while time.monotonic() < until:
             if not io_select.select([pipe], [], [], 1.0)[0]:
                 continue

@@ -14,10 +14,11 @@ from market_pipeline.simulator.tickers import Market
 
 
 class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Hold what a key is entitled to: requests in any 60 seconds (None: no limit) and markets (None: all)."""
+    """Hold what a key is entitled to: requests in any window (None: no limit; a minute unless scaled) and markets."""
 
     name: str = "unlimited"
     requests_per_minute: int | None = None
+    window_s: float = 60.0
     markets: list[Market] | None = None
 
 
@@ -52,10 +53,10 @@ class Plans:
         """Count a request against the key's sliding minute; False, and not counted, when it is over the plan."""
         now = time.monotonic()
         with self._lock:
-            limit, recent = self._plans[name].requests_per_minute, self._recent[name]
-            while recent and recent[0] <= now - 60:
+            plan, recent = self._plans[name], self._recent[name]
+            while recent and recent[0] <= now - plan.window_s:
                 recent.popleft()
-            if limit is not None and len(recent) >= limit:
+            if plan.requests_per_minute is not None and len(recent) >= plan.requests_per_minute:
                 return False
             recent.append(now)
             return True

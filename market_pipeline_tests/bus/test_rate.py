@@ -37,7 +37,7 @@ def most_in_a_window(times: list[float], window: float) -> int:
     return max(sum(first <= at < first + window for at in times) for first in times)
 
 
-def start_worker(server: NatsProcess, given: dict[str, Any]) -> subprocess.Popen[str]:
+def start_worker(server: NatsProcess, orders: list[dict[str, Any]]) -> subprocess.Popen[str]:
     nats = {"url": server.url, "user": server.user, "password": server.password}
     worker = subprocess.Popen(
         [sys.executable, "-m", "market_pipeline_tests.bus.rate_worker"],
@@ -47,31 +47,36 @@ def start_worker(server: NatsProcess, given: dict[str, Any]) -> subprocess.Popen
         preexec_fn=die_with_parent,
     )
     assert worker.stdin is not None
-    worker.stdin.write(json.dumps({"nats": nats, **given}))
+    worker.stdin.write(json.dumps({"nats": nats, "orders": orders}))
     worker.stdin.close()
     worker.stdin = None
     return worker
 
 
-@pytest.mark.parametrize(
-    ("requests", "window", "each", "at_once"), [(5, 1.5, 4, 4), (100, 1.5, 64, 8)], ids=["log", "cells"]
-)
-def test_three_processes_share_one_plan(
-    server: NatsProcess, simulator: SimulatorThread, requests: int, window: float, each: int, at_once: int
-) -> None:
-    simulator.clear_requests()
-    vendor = {
-        "base_url": simulator.base_url,
-        "api_key": simulator.api_key,
-        "requests_per_minute": requests,
-        "rate_window_s": window,
-    }
-    workers = [start_worker(server, {"vendor": vendor, "requests": each, "at_once": at_once}) for _ in range(3)]
+def test_three_processes_share_one_plan(server: NatsProcess, simulator: SimulatorThread) -> None:
+    """Two plans, one of each kind of rule, each with a key of its own: first the small one, then the large one."""
+    plans = [(5, 1.5, 4, 4), (100, 1.5, 64, 8)]
+    keys = [simulator.add_key() for _ in plans]
+    orders = [
+        {
+            "vendor": {
+                "base_url": simulator.base_url,
+                "api_key": key,
+                "requests_per_minute": requests,
+                "rate_window_s": window,
+            },
+            "requests": each,
+            "at_once": at_once,
+        }
+        for (requests, window, each, at_once), (_, key) in zip(plans, keys, strict=True)
+    ]
+    workers = [start_worker(server, orders) for _ in range(3)]
     done = [json.loads(worker.communicate(timeout=120)[0]) for worker in workers]
-    assert done == [{"requests": each, "retries": {}}] * 3
-    times = sorted(entry.at - entry.elapsed_ms / 1000 for entry in simulator.requests())
-    assert len(times) == 3 * each
-    assert most_in_a_window(times, window) <= requests
+    assert done == [[{"requests": each, "retries": {}} for _, _, each, _ in plans]] * 3
+    for (requests, window, each, _), (name, _) in zip(plans, keys, strict=True):
+        times = sorted(entry.at - entry.elapsed_ms / 1000 for entry in simulator.requests(key=name))
+        assert len(times) == 3 * each
+        assert most_in_a_window(times, window) <= requests
 
 
 async def test_a_request_that_was_answered_late_counts_from_then_on(nc: Client) -> None:

@@ -13,6 +13,8 @@ from market_pipeline.market.sessions import calendar
 from market_pipeline_tests.market.frames import START, times, utc
 from market_pipeline_tests.market.real import full, needs_full_data
 
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of pandas, by exchange_calendars
+
 MINUTE = timedelta(minutes=1)
 NONE = pl.Series("ts", [], dtype=TS)
 LONG_AGO = timedelta(days=365)

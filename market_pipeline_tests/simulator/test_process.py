@@ -61,15 +61,15 @@ def test_overlays_and_key_survive_a_restart(tmp_path: Path) -> None:
         assert "127.0.0.1" in second.base_url
 
 
-def test_it_ends_with_the_process_that_started_it() -> None:
+def test_it_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     code = """
-        import json, time
+        import json, pathlib, sys, time
         from market_pipeline.simulator.server import start
-        simulator = start()
+        simulator = start(directory=pathlib.Path(sys.argv[1]))
         print(json.dumps(simulator.pid), flush=True)
         time.sleep(60)
     """
-    parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE)
+    parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), str(tmp_path)], stdout=subprocess.PIPE)
     try:
         assert parent.stdout is not None
         pid = int(json.loads(parent.stdout.readline()))

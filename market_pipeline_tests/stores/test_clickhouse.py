@@ -43,7 +43,7 @@ def test_nobody_listening_is_one_sentence_that_names_address_and_setting(clickho
 
 
 def test_an_unknown_host_is_said_so(clickhouse: ClickHouseSettings) -> None:
-    with pytest.raises(StoreUnreachable, match="no-such-host.invalid.*unknown host.*CLICKHOUSE__HOST"):
+    with pytest.raises(StoreUnreachable, match=r"no-such-host\.invalid.*unknown host.*CLICKHOUSE__HOST"):
         connect(clickhouse.model_copy(update={"host": "no-such-host.invalid"}))
 
 

@@ -101,11 +101,8 @@ def test_the_cluster_s_schema_parses_and_is_replicated(fresh: Client) -> None:
     tables = [s for s in statements if s.startswith("CREATE TABLE") and "Distributed(" not in s]
     assert all("ENGINE = Replicated" in s and "_local ON CLUSTER" in s for s in tables)
     assert sum("ENGINE = Distributed('prod'" in s for s in statements) == len(tables) == 4
-    assert any(
-        "ReplicatedReplacingMergeTree('/clickhouse/tables/{shard}/{database}/{table}', '{replica}', revision, is_deleted)"
-        in s
-        for s in tables
-    )
+    engine = "ReplicatedReplacingMergeTree('/clickhouse/tables/{shard}/{database}/{table}', '{replica}', revision, "
+    assert any(f"{engine}is_deleted)" in s for s in tables)
 
 
 def test_a_cluster_s_name_cannot_smuggle_sql() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from market_pipeline.vendors.base import MINUTE_SCHEMA
@@ -34,6 +34,7 @@ def compact(row: dict[str, Any]) -> str:
     return json.dumps(row, separators=(",", ":"))
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.fixed_dictionaries(

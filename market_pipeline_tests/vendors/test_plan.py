@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from market_pipeline.errors import BadRange
@@ -14,6 +14,7 @@ from market_pipeline.vendors.polygon import MAX_MINUTES, plan_requests
 TIMES = st.datetimes(datetime(2000, 1, 1), datetime(2030, 1, 1), timezones=st.just(UTC))
 
 
+@settings(deadline=None)
 @given(TIMES, st.timedeltas(timedelta(0), timedelta(days=900)), st.sampled_from([100, 1440, 5000, MAX_MINUTES]))
 def test_requests_cover_the_range_once(start: datetime, length: timedelta, limit: int) -> None:
     end = start + min(length, timedelta(minutes=limit * 300))

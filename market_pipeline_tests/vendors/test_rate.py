@@ -6,7 +6,7 @@ import asyncio
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from market_pipeline.vendors.rate import LOGGED_REQUESTS, LocalRateGate, RateRule
@@ -36,6 +36,7 @@ def run(rule: RateRule, pauses: list[float]) -> list[float]:
     return granted
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from([1, 5, LOGGED_REQUESTS, LOGGED_REQUESTS + 1, 300]),
     st.sampled_from([1.0, 60.0]),

@@ -29,7 +29,8 @@ def raw(server: ServerProcess, **options: Any) -> httpx.Client:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    with start(tmp_path_factory.mktemp("clickhouse"), arguments=["--max-body", str(32 << 20)]) as running:
+    limits = [f"--max-body={32 << 20}", f"--max-memory={1 << 30}"]
+    with start(tmp_path_factory.mktemp("clickhouse"), arguments=limits) as running:
         yield running
 
 

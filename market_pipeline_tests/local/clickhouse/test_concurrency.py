@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
+import pytest
 
 from market_pipeline.local.clickhouse.process import ServerProcess
 from market_pipeline_tests.local.clickhouse.conftest import connect
@@ -16,11 +17,11 @@ from market_pipeline_tests.local.clickhouse.conftest import connect
 ENDLESS = "SELECT count() FROM numbers(1e15) WHERE sipHash64(number) = 0 SETTINGS max_threads = 1"
 
 
-def send(server: ServerProcess, statement: str, query_id: str) -> socket.socket:
+def send(server: ServerProcess, statement: str, query_id: str, more: str = "") -> socket.socket:
     """Send a statement and leave its answer unread."""
     credentials = b64encode(f"{server.user}:{server.password}".encode()).decode()
     connection = socket.create_connection((server.host, server.port))
-    head = f"POST /?query_id={query_id} HTTP/1.1\r\nHost: x\r\nAuthorization: Basic {credentials}\r\n"
+    head = f"POST /?query_id={query_id}{more} HTTP/1.1\r\nHost: x\r\nAuthorization: Basic {credentials}\r\n"
     connection.sendall(f"{head}Content-Length: {len(statement)}\r\n\r\n{statement}".encode())
     return connection
 
@@ -52,8 +53,9 @@ def test_sixteen_clients(server: ServerProcess, client: Any) -> None:
     client.command("DROP TABLE shared")
 
 
-def test_a_read_stops_when_its_client_leaves(server: ServerProcess, client: Any) -> None:
-    connection = send(server, ENDLESS, "leaves-while-it-computes")
+@pytest.mark.parametrize("more", ["", "&session_id=left"])
+def test_a_read_stops_when_its_client_leaves(server: ServerProcess, client: Any, more: str) -> None:
+    connection = send(server, ENDLESS, "leaves-while-it-computes", more)
     wait_for(client, 1, "leaves-while-it-computes")
     connection.close()
     assert wait_for(client, 0, "leaves-while-it-computes") < 5

@@ -89,6 +89,32 @@ def test_settings_last_for_one_request(client: Any) -> None:
     assert client.command(statement) == usual
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT 1 SETTINGS max_threads = 3",
+        "EXPLAIN SELECT 1 SETTINGS max_threads = 3",
+        "INSERT INTO numbered SETTINGS max_threads = 3 VALUES (1, 'x')",
+        "INSERT INTO numbered SETTINGS max_threads = 3 SELECT 1, 'x'",
+        "SET max_threads = 3",
+    ],
+)
+def test_a_statement_leaves_no_settings_behind(http: httpx.Client, table: str, statement: str) -> None:
+    """Handles are used again by later requests of the same settings."""
+    usual = http.post("/", content="SELECT getSetting('max_threads')").text
+    assert http.post("/", content=statement).status_code == 200
+    assert [http.post("/", content="SELECT getSetting('max_threads')").text for _ in range(3)] == [usual] * 3
+
+
+def test_limits_of_time_and_memory(http: httpx.Client) -> None:
+    endless = "SELECT count() FROM numbers(1e15) WHERE sipHash64(number) = 0"
+    late = http.post("/", params={"max_execution_time": "1"}, content=endless)
+    assert (late.status_code, late.headers["x-clickhouse-exception-code"]) == (408, "159")
+    large = http.post("/", content="SELECT length(groupArray(number)) FROM numbers(1e9)")
+    assert large.headers["x-clickhouse-exception-code"] == "241"
+    assert http.post("/", content="SELECT 1").text == "1\n"
+
+
 def test_databases_last_for_one_request(http: httpx.Client) -> None:
     current = "SELECT currentDatabase()"
     assert http.post("/", params={"database": "system"}, content=current).text == "system\n"

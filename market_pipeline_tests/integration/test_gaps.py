@@ -1,0 +1,100 @@
+"""Holes are found and repaired exactly; what the vendor truly lacks is asked for a bounded number of times."""
+
+from __future__ import annotations
+
+import secrets
+from datetime import timedelta
+
+import polars as pl
+
+from market_pipeline.history import RepairReport, repair_gaps
+from market_pipeline.market.timeframes import DERIVED
+from market_pipeline_tests.integration.world import World, assert_bars_equal, day_range, fold_independently, truth, utc
+
+# A pair that the simulator never lacks a minute of.
+KEY, TICKER = "USDCHF", "C:USDCHF"
+AGGS = "/v2/aggs"
+
+
+def repair(world: World) -> RepairReport:
+    run = secrets.token_hex(4)
+    return repair_gaps(world.settings, symbols=[KEY], run_id=run, root_run_id=run)
+
+
+def punch(world: World, start: str, minutes: int) -> None:
+    first = utc(start)
+    last = first + timedelta(minutes=minutes)
+    world.command(
+        f"DELETE FROM bars WHERE symbol = '{KEY}' AND timeframe = '1m' "
+        f"AND ts >= '{first:%Y-%m-%d %H:%M:%S}' AND ts < '{last:%Y-%m-%d %H:%M:%S}'"
+    )
+
+
+def test_a_hole_in_the_middle_of_a_month_is_repaired_exactly(world: World) -> None:
+    days = {KEY: day_range("2024-03-01", "2024-03-31")}
+    world.load(days)
+    world.derive(days)
+    rows = world.count()
+    punch(world, "2024-03-13T09:17:00", 95)
+    assert world.bars(KEY, "1m").height == truth(TICKER, days[KEY]).height - 95
+    world.vendor.clear_requests()
+    report = repair(world)
+    assert (report.found_gaps, report.found_minutes, report.repaired_minutes) == (1, 95, 95)
+    assert report.load.counts.new == 95
+    assert report.load.counts.rows == 95, "only the hole is asked for"
+    asked = [r for r in world.vendor.requests() if AGGS in r.path]
+    assert len(asked) == 1
+    assert world.count() == rows, "nothing else was written"
+    assert_bars_equal(world.bars(KEY, "1m"), truth(TICKER, days[KEY]), "repaired")
+    for timeframe in DERIVED:
+        assert_bars_equal(
+            world.bars(KEY, timeframe), fold_independently(truth(TICKER, days[KEY]), timeframe), timeframe
+        )
+    assert repair(world).found_gaps == 0
+
+
+def test_a_hole_that_was_derived_is_derived_again_when_it_is_filled(world: World) -> None:
+    days = {KEY: day_range("2024-03-11", "2024-03-12")}
+    start = utc("2024-03-11T10:00:00")
+    world.vendor.withdraw(TICKER, start, start + timedelta(minutes=7))
+    world.load(days)
+    world.derive(days)
+    five = world.bars(KEY, "5m").filter(ts=start + timedelta(minutes=5))
+    assert five["complete"].to_list() == [False]
+    world.vendor.restore(TICKER, start, start + timedelta(minutes=7))
+    report = repair(world)
+    assert report.repaired_minutes == 7
+    assert_bars_equal(world.bars(KEY, "1h"), fold_independently(truth(TICKER, days[KEY]), "1h"), "1h")
+    assert world.bars(KEY, "5m").filter(ts=start + timedelta(minutes=5))["complete"].to_list() == [True]
+
+
+def test_a_minute_that_the_vendor_lacks_is_confirmed_and_then_left_alone(world: World) -> None:
+    days = {KEY: day_range("2024-03-11", "2024-03-12")}
+    start = utc("2024-03-11T10:00:00")
+    world.vendor.remove(TICKER, start, start + timedelta(minutes=3))
+    first = world.load(days)
+    assert first.symbols[KEY].missing == 3
+    assert first.symbols[KEY].gaps.select("minutes", "cause", "state", "attempts").rows() == [
+        (3, "not_loaded", "open", 1)
+    ]
+    assert first.symbols[KEY].coverage == 1 - 3 / first.symbols[KEY].expected
+    second = repair(world)
+    assert (second.found_minutes, second.confirmed_minutes, second.repaired_minutes) == (3, 3, 0)
+    world.vendor.clear_requests()
+    for _ in range(3):
+        assert repair(world).asked_requests == 0
+    assert not [r for r in world.vendor.requests() if AGGS in r.path], "the vendor is not asked again"
+    gaps = world.query("SELECT minutes, cause, state, attempts FROM gaps FINAL WHERE state != 'repaired'")
+    assert gaps.rows() == [(3, "vendor_missing", "confirmed", 2)]
+
+
+def test_weekends_and_the_unsettled_present_are_no_gaps(world: World) -> None:
+    now = utc("2024-03-12T15:07:20")
+    world.vendor.set_now(now)
+    days = {KEY: day_range("2024-03-07", "2024-03-12")}
+    report = world.load(days, clock=lambda: now)
+    assert report.symbols[KEY].missing == 0
+    frame = report.symbols[KEY].days
+    assert frame.filter(pl.col("date") == utc("2024-03-09T00:00:00").date())["expected"].to_list() == [0]
+    # 15:07:20 less settle and lateness
+    assert frame["expected"].to_list()[-1] == 14 * 60 + 53

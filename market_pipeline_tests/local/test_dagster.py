@@ -1,0 +1,133 @@
+"""Dagster under the supervisor, with a small module of definitions."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from market_pipeline.local import locks
+from market_pipeline.local.stack import Stack
+
+MODULE = "stack_test_definitions"
+_DEFINITIONS = """
+import time
+import dagster as dg
+
+@dg.op
+def quick(context):
+    context.log.info("did it")
+
+@dg.op
+def long(context):
+    time.sleep(600)
+
+@dg.job(executor_def=dg.in_process_executor)
+def quick_job():
+    quick()
+
+@dg.job(executor_def=dg.in_process_executor)
+def long_job():
+    long()
+
+defs = dg.Definitions(jobs=[quick_job, long_job])
+"""
+_RUNS = "{ runsOrError { ... on Runs { results { runId jobName status } } } }"
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like the repository: a workspace.yaml, and beside it the .env that `up` writes."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / f"{MODULE}.py").write_text(_DEFINITIONS)
+    (folder / "workspace.yaml").write_text(
+        f"load_from:\n  - python_module: {{module_name: {MODULE}, location_name: {MODULE}, working_directory: .}}\n"
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stack(project: Path) -> Iterator[Stack]:
+    before = os.environ.copy()
+    os.environ["PYTHONPATH"] = str(project)
+    try:
+        stack = Stack(project / "home", ("dagster",), module=MODULE, project_dir=project, die_with_parent=True)
+        with stack:
+            yield stack
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def query(stack: Stack) -> list[dict[str, Any]]:
+    answer = httpx.post(f"{stack.settings.dagster.webserver_url}/graphql", json={"query": _RUNS}, timeout=20)
+    runs: list[dict[str, Any]] = answer.json()["data"]["runsOrError"]["results"]
+    return runs
+
+
+def status_of(stack: Stack, job: str) -> str:
+    return next((run["status"] for run in query(stack) if run["jobName"] == job), "NONE")
+
+
+def until(condition: Callable[[], bool], timeout_s: float = 90.0) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.2)
+
+
+def launch(project: Path, job: str) -> None:
+    """Launch as a user does in the project's folder: nothing but the .env says where the stack is."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    result = subprocess.run(
+        [sys.executable, "-m", "dagster", "job", "launch", "-w", "workspace.yaml", "-j", job],
+        cwd=project,
+        env=kept,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_job_launched_through_the_dotenv_runs_in_the_stack(stack: Stack, project: Path) -> None:
+    launch(project, "quick_job")
+    until(lambda: status_of(stack, "quick_job") == "SUCCESS")
+
+
+def test_after_everything_was_killed_no_run_stays_open(stack: Stack, project: Path) -> None:
+    """A run whose process is gone would hold a slot of the queue for ever."""
+    launch(project, "long_job")
+    until(lambda: status_of(stack, "long_job") == "STARTED")
+    stack.kill_all()
+    assert not locks.marked(stack.home.root)
+    assert stack.start().healthy
+    assert status_of(stack, "long_job") == "CANCELED"
+    assert status_of(stack, "quick_job") == "SUCCESS"
+
+
+def test_a_killed_code_server_comes_back(stack: Stack) -> None:
+    def component() -> Any:
+        state = stack.state()
+        assert state is not None
+        return state.component("dagster-code")
+
+    pid = component().pid
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: component().state == "ready" and component().pid != pid)
+
+
+def test_stop_ends_the_runs_too(stack: Stack, project: Path) -> None:
+    launch(project, "long_job")
+    until(lambda: status_of(stack, "long_job") == "STARTED")
+    assert stack.stop()
+    assert not locks.marked(stack.home.root)
