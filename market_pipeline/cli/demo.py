@@ -1,177 +1,20 @@
-"""`market-pipeline demo`: from nothing to checked bars of every timeframe, in the words of a summary."""
+"""`demo`: from nothing to checked bars of every timeframe."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable
-from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
-from pathlib import Path
-from typing import Annotated
-
-import polars as pl
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from market_pipeline.errors import LocalStackError
-from market_pipeline.local.control_room import CheckVerdict, ControlRoom
-from market_pipeline.local.stack import Stack
-from market_pipeline.market.timeframes import DERIVED
-from market_pipeline.settings import Settings
-from market_pipeline.stores.bar_facts import BarFacts
-from market_pipeline.stores.clickhouse import connect
-
-DAYS = 35
-ASSETS = ("bars_1m", *(f"bars_{code}" for code in DERIVED))
-RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
-MINUTES_TO_FINISH = 10
-
-
-@dataclass(frozen=True)
-class Part:
-    """One run of `load_history`: a range of days and of symbols, in the order of instruments.yaml."""
-
-    name: str
-    first: date
-    last: date
-    first_symbol: str
-    last_symbol: str
-
-    @property
-    def tags(self) -> dict[str, str]:
-        """The tags that give a run this range."""
-        return {
-            RANGE_START: f"{self.first}|{self.first_symbol}",
-            RANGE_END: f"{self.last}|{self.last_symbol}",
-            "market_pipeline/demo": "true",
-        }
-
-
-def parts(now: datetime) -> list[Part]:
-    """Return what the demo loads: five weeks of four symbols up to the last finished day, and two real recordings.
-
-    Only days that are over and settled, so that a second demo finds nothing new to write.
-    """
-    last = (now - timedelta(hours=1)).date() - timedelta(days=1)
-    return [
-        Part(f"the last {DAYS} days of four symbols", last - timedelta(days=DAYS - 1), last, "EURUSD", "SPY"),
-        Part("EUR/USD, May 2014 (a real recording)", date(2014, 5, 1), date(2014, 5, 16), "EURUSD", "EURUSD"),
-        Part("SPY, October 2013 (a real recording)", date(2013, 10, 1), date(2013, 10, 31), "SPY", "SPY"),
-    ]
+from market_pipeline.cli.stack import DEFAULT_HOME, HomeOption
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-
-    @app.command()
-    def demo(
-        home: Annotated[Path, typer.Option(help="The stack's folder.", envvar="MARKET_PIPELINE_HOME")] = Path(
-            ".market_pipeline"
-        ),
-    ) -> None:
-        """Start the local stack, load history through Dagster into every timeframe, check it, and show a summary."""
-        run_demo(home, Console())
+    """Add the command."""
+    app.command()(demo)
 
 
-def run_demo(home: Path, console: Console) -> None:
-    """Run the demo in `home`; the stack is left running.
+def demo(home: HomeOption = DEFAULT_HOME) -> None:
+    """Start the local stack, load history through Dagster into every timeframe, check it, and show a summary."""
+    from market_pipeline.local.demo import run_demo
 
-    Raises:
-        LocalStackError: the stack does not start, or a run fails.
-    """
-    began = time.monotonic()
-    stack = Stack(home, project_dir=Path.cwd())
-    with console.status(
-        "starting the local stack: NATS, PostgreSQL, ClickHouse, a simulated vendor, Dagster ..."
-    ) as status:
-        stack.start(
-            lambda state: status.update(
-                "starting: " + ", ".join(f"{c.name} {c.state}" for c in state.components if c.state != "ready")
-            )
-        )
-    settings = stack.settings
-    if settings.vendor.base_url.startswith("https://"):
-        console.print("POLYGON_API_KEY is set: the demo asks the real vendor, at the rate of your plan.")
-    console.print(f"stack ready after {time.monotonic() - began:.0f} s; Dagster: {settings.dagster.webserver_url}")
-
-    store = BarFacts(connect(settings.clickhouse))
-    with ControlRoom(settings.dagster.webserver_url) as room:
-        before = _rows(store)
-        runs = {room.launch("load_history", tags=part.tags): part for part in parts(datetime.now(UTC))}
-        _follow(room, console, {run: f"load_history: {part.name}" for run, part in runs.items()})
-        repair = room.launch("repair_gaps")
-        _follow(room, console, {repair: "repair_gaps: ask once more for every minute that is missing"})
-        written = _rows(store) - before
-        verdicts = room.checks(ASSETS)
-    _summary(console, store, settings, verdicts, written, time.monotonic() - began)
-
-
-def _follow(room: ControlRoom, console: Console, runs: dict[str, str]) -> None:
-    """Wait for runs; say how each ended.
-
-    Raises:
-        LocalStackError: a run failed; the message names it and where to look.
-    """
-    with console.status("waiting for Dagster's runs ...") as status:
-
-        def tick(statuses: dict[str, str]) -> None:
-            status.update("; ".join(f"{runs[run]}: {state.lower()}" for run, state in statuses.items()))
-
-        statuses = room.wait(list(runs), timeout=60 * MINUTES_TO_FINISH, tick=tick)
-    for run, state in statuses.items():
-        console.print(f"  {state.lower():8} {runs[run]}")
-    failed = [run for run, state in statuses.items() if state != "SUCCESS"]
-    if failed:
-        links = ", ".join(f"{room.url}/runs/{run}" for run in failed)
-        raise LocalStackError(f"{len(failed)} run(s) did not succeed: look at {links}")
-
-
-def _rows(store: BarFacts) -> int:
-    """Return the raw rows in the store, so that a second demo can show that it wrote none."""
-    return store.raw_rows()
-
-
-def _summary(
-    console: Console,
-    store: BarFacts,
-    settings: Settings,
-    verdicts: Iterable[CheckVerdict],
-    written: int,
-    seconds: float,
-) -> None:
-    overview = store.overview()
-    table = Table(title="Winning bars in ClickHouse")
-    table.add_column("symbol")
-    for code in ("1m", *DERIVED):
-        table.add_column(code, justify="right")
-    table.add_column("from"), table.add_column("to")
-    for (symbol,), rows in overview.group_by("symbol", maintain_order=True):
-        counts = dict(rows.select("timeframe", "bars").iter_rows())
-        minutes = rows.filter(pl.col("timeframe") == "1m")
-        first, last = minutes["first_ts"].min(), minutes["last_ts"].max()
-        table.add_row(
-            str(symbol),
-            *(f"{counts.get(code, 0):,}" for code in ("1m", *DERIVED)),
-            f"{first:%Y-%m-%d}",
-            f"{last:%Y-%m-%d}",
-        )
-    console.print(table)
-
-    checks = Table(title="Asset checks")
-    for column in ("asset", "check", "verdict", "what it says"):
-        checks.add_column(column, overflow="fold")
-    for each in verdicts:
-        checks.add_row(each.asset, each.name, _verdict(each), each.description)
-    console.print(checks)
-    console.print(f"new rows written: {written:,}   time: {seconds:.0f} s")
-    console.print(f"Dagster UI:  {settings.dagster.webserver_url}")
-    console.print("Next:        market-pipeline bars EUR/USD 1h --limit 5    market-pipeline status    make down")
-
-
-def _verdict(each: CheckVerdict) -> str:
-    if each.status == "SUCCEEDED":
-        return "[green]passed[/green]"
-    if each.status == "FAILED":
-        return "[yellow]warning[/yellow]" if each.severity == "WARN" else "[red]failed[/red]"
-    return each.status.lower() or "not run yet"
+    run_demo(home, Console())

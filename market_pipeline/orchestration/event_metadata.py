@@ -1,7 +1,7 @@
 """From reports of the history room to metadata of materializations: numbers a partition, one summary a symbol.
 
 A ranged run writes one event a partition, up to thousands; what describes the whole run (tables, the picture, rates) is
-therefore attached only to the last partition of each symbol, which is the one that the asset's page shows.
+therefore attached only to the last partition of each symbol, and to the one that the asset's page shows.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
-from datetime import date
+from datetime import UTC, date, datetime, time, timedelta
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -29,8 +29,10 @@ PARTIAL = "partial"
 """True where the day or week was still running, or not yet settled, when it was loaded."""
 
 
-def minutes_metadata(keys: Sequence[str], report: LoadReport, instruments: Instruments) -> dict[str, Metadata]:
-    """Return metadata by daily partition key for minutes that were loaded."""
+def minutes_metadata(
+    keys: Sequence[str], report: LoadReport, instruments: Instruments, *, shown: str | None = None
+) -> dict[str, Metadata]:
+    """Return metadata by daily partition key for minutes that were loaded; `shown` is the asset page's key."""
     days = {symbol: _by_date(load.days) for symbol, load in report.symbols.items()}
     out: dict[str, Metadata] = {}
     for key in keys:
@@ -46,15 +48,26 @@ def minutes_metadata(keys: Sequence[str], report: LoadReport, instruments: Instr
             "coverage": 1.0 if expected == 0 else 1.0 - missing / expected,
             PARTIAL: any(r["partial"] for r in rows),
         }
-    for partition, last in _last_keys(keys).items():
+    for partition, last in _summary_keys(keys, shown):
         out[last].update(_load_summary(report, _symbols(partition, instruments)))
     return out
 
 
 def derived_metadata(
-    keys: Sequence[str], timeframe: str, report: DeriveReport, instruments: Instruments
+    keys: Sequence[str],
+    timeframe: str,
+    report: DeriveReport,
+    instruments: Instruments,
+    *,
+    now: datetime,
+    settle: timedelta,
+    shown: str | None = None,
 ) -> dict[str, Metadata]:
-    """Return metadata by partition key (daily, or weekly for 1w) for one derived timeframe."""
+    """Return metadata by partition key (daily, or weekly for 1w) for one derived timeframe.
+
+    A partition is partial until it is over and settled at `now` (UTC): what its last windows will hold is not known.
+    """
+    length = timedelta(days=7 if timeframe == "1w" else 1)
     days = {symbol: _by_date(frame) for (symbol, code), frame in report.days.items() if code == timeframe}
     out: dict[str, Metadata] = {}
     for key in keys:
@@ -65,9 +78,9 @@ def derived_metadata(
             "dagster/row_count": count,
             "dagster/partition_row_count": count,
             "complete bars": sum(r["complete"] for r in rows),
-            PARTIAL: any(r["partial"] for r in rows),
+            PARTIAL: datetime.combine(day, time(), UTC) + length > now - settle,
         }
-    for partition, last in _last_keys(keys).items():
+    for partition, last in _summary_keys(keys, shown):
         symbols = _symbols(partition, instruments)
         counts = [report.by_symbol[(s, timeframe)] for s in symbols if (s, timeframe) in report.by_symbol]
         picture = sparkline([r["rows"] for s in symbols for r in days.get(s, {}).values()])
@@ -140,13 +153,15 @@ def _by_date(frame: pl.DataFrame) -> Mapping[date, dict[str, Any]]:
     return {row["date"]: row for row in frame.iter_rows(named=True)}
 
 
-def _last_keys(keys: Sequence[str]) -> dict[str, str]:
+def _summary_keys(keys: Sequence[str], shown: str | None) -> set[tuple[str, str]]:
+    """Return (instrument partition, key) of the keys that carry the summary of their symbol."""
     last: dict[str, tuple[date, str]] = {}
     for key in keys:
         day, partition = split_key(key)
         if partition not in last or last[partition][0] < day:
             last[partition] = (day, str(key))
-    return {partition: key for partition, (_, key) in last.items()}
+    summaries = {(partition, key) for partition, (_, key) in last.items()}
+    return summaries if shown is None else summaries | {(split_key(shown)[1], str(shown))}
 
 
 def _column_type(dtype: pl.DataType) -> str:

@@ -39,7 +39,7 @@ def log_progress(
 
     def report(progress: Progress) -> None:
         now = clock()
-        finished = progress.done_minutes >= progress.total_minutes
+        finished = 0 < progress.total_minutes <= progress.done_minutes
         if not finished and now - last.get(progress.phase, -every) < every:
             return
         last[progress.phase] = now
@@ -51,12 +51,11 @@ def log_progress(
 def progress_line(progress: Progress) -> str:
     """Return the line: `load EURUSD: 1,204,000 rows, 850 of 1,800 partitions (47%), 61,000 rows/s, 1 min 20 s left`."""
     done, total = progress.done_minutes, progress.total_minutes
-    share = done / total if total else 1.0
-    text = (
-        f"{progress.phase} {progress.symbol}: {progress.rows:,} rows, "
-        f"{done // _MINUTES_OF_A_DAY:,} of {-(-total // _MINUTES_OF_A_DAY):,} partitions ({share:.0%}), "
-        f"{progress.rows_per_second:,.0f} rows/s"
-    )
+    share = ""
+    if total:  # a repair learns only on the way how much there is to do
+        days = f"{done // _MINUTES_OF_A_DAY:,} of {-(-total // _MINUTES_OF_A_DAY):,} partitions"
+        share = f"{days} ({done / total:.0%}), "
+    text = f"{progress.phase} {progress.symbol}: {progress.rows:,} rows, {share}{progress.rows_per_second:,.0f} rows/s"
     if progress.seconds_left is not None and done < total:
         text += f", {_duration(progress.seconds_left)} left"
     return text

@@ -12,8 +12,8 @@ from pydantic import Field
 from market_pipeline.market.instruments import Instruments
 from market_pipeline.orchestration.assets.derived import DAILY_DERIVED, WEEKLY, bars_key
 from market_pipeline.orchestration.assets.minutes import MINUTES
-from market_pipeline.orchestration.checks.definitions import GAPS
-from market_pipeline.orchestration.checks.evaluate import evaluate_gaps
+from market_pipeline.orchestration.checks.definitions import AGREEMENT, GAPS
+from market_pipeline.orchestration.checks.evaluate import evaluate_agreement, evaluate_gaps
 from market_pipeline.orchestration.event_metadata import Metadata, derived_metadata, frame_table, minutes_metadata
 from market_pipeline.orchestration.failures import readable_failures
 from market_pipeline.orchestration.jobs import REPAIR_GAPS
@@ -22,9 +22,12 @@ from market_pipeline.orchestration.progress import log_progress
 from market_pipeline.orchestration.resources import BusResource, StoresResource, VendorResource, platform_settings
 from market_pipeline.orchestration.run_identity import root_run_id
 from market_pipeline.orchestration.run_log import service_log
+from market_pipeline.orchestration.wanted import ranges_of
+from market_pipeline.settings import HistorySettings
 
 if TYPE_CHECKING:
     from market_pipeline.history.reports import RepairReport
+    from market_pipeline.stores import Stores
 
 MOST_EVENTS = 500
 """An event costs about 20 ms: a repair of months is recorded as one observation an asset instead."""
@@ -70,11 +73,12 @@ def build_repair_job(partitions: BarPartitions) -> dg.JobDefinition:
             )
             with stores.open() as opened:
                 repaired = opened.gaps.table(partitions.instruments.keys, states=("repaired",))
-                for event in repair_events(report, repaired_days(repaired, started), partitions):
+                changed = repaired_days(repaired, started)
+                for event in repair_events(report, changed, partitions, settings.history):
                     context.log_event(event)
-                verdict = evaluate_gaps(opened, partitions.instruments, settings.history, datetime.now(UTC), None)
-        # log_event takes evaluations too; its annotation does not say so
-        context.log_event(verdict.evaluation(MINUTES, GAPS))  # type: ignore[arg-type]
+                for evaluation in _evaluations(opened, changed, partitions, settings.history):
+                    # log_event takes evaluations too; its annotation does not say so
+                    context.log_event(evaluation)  # type: ignore[arg-type]
         context.add_output_metadata(_summary(report))
 
     @dg.job(
@@ -107,7 +111,7 @@ def repaired_days(repaired: pl.DataFrame, since_ns: int) -> dict[str, list[date]
 
 
 def repair_events(
-    report: "RepairReport", changed: dict[str, list[date]], partitions: BarPartitions
+    report: "RepairReport", changed: dict[str, list[date]], partitions: BarPartitions, settings: HistorySettings
 ) -> list[dg.AssetMaterialization | dg.AssetObservation]:
     """Return a materialization for each partition that the repair changed, or observations when they are many.
 
@@ -132,9 +136,26 @@ def repair_events(
         events.append(materialization(MINUTES, key, {**metadata, **by}))
     for code in (*DAILY_DERIVED, WEEKLY):
         keys = weekly if code == WEEKLY else daily
-        for key, metadata in derived_metadata(keys, code, report.derived, instruments).items():
+        for key, metadata in derived_metadata(
+            keys, code, report.derived, instruments, now=datetime.now(UTC), settle=settings.settle
+        ).items():
             events.append(materialization(bars_key(code), key, {**metadata, **by}))
     return events
+
+
+def _evaluations(
+    stores: "Stores", changed: dict[str, list[date]], partitions: BarPartitions, settings: HistorySettings
+) -> list[dg.AssetCheckEvaluation]:
+    """Judge the gaps of everything, and the agreement of what was derived again."""
+    now = datetime.now(UTC)
+    gaps = evaluate_gaps(stores, partitions.instruments, settings, now, None)
+    evaluations = [gaps.evaluation(MINUTES, GAPS)]
+    if changed:
+        days = {symbol: ranges_of(some) for symbol, some in changed.items()}
+        codes = (*DAILY_DERIVED, WEEKLY)
+        verdicts = evaluate_agreement(stores, codes, days, sampled=False, settings=settings, now=now)
+        evaluations += [verdict.evaluation(bars_key(code), AGREEMENT) for code, verdict in verdicts.items()]
+    return evaluations
 
 
 def _by_partition(days: dict[str, list[date]], instruments: Instruments) -> list[tuple[date, str]]:

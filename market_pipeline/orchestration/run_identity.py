@@ -47,6 +47,17 @@ def asked_keys(context: dg.AssetExecutionContext) -> Sequence[str]:
     return context.partition_keys
 
 
+def shown_key(context: dg.AssetExecutionContext) -> str:
+    """Return the partition whose event a run writes last, which is the one that the asset's page shows.
+
+    Dagster writes a range's events in the order of a set; built the same way, in the same process, it is the same.
+    """
+    partitions = context.assets_def.partitions_def
+    assert partitions is not None
+    subset = partitions.empty_subset().with_partition_key_range(partitions, context.partition_key_range)
+    return list(subset.get_partition_keys())[-1]
+
+
 def backfill_targets(instance: dg.DagsterInstance, run: dg.DagsterRun, asset: dg.AssetKey) -> bool:
     """Say whether the run belongs to a backfill that will itself materialize `asset`."""
     backfill_id = run.tags.get(BACKFILL_ID_TAG)

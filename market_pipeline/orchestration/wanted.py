@@ -67,6 +67,17 @@ def touched_weeks(wanted: Wanted, instruments: Instruments) -> list[tuple[date, 
     return sorted(weeks)
 
 
+def ranges_of(days: Iterable[date]) -> list[DayRange]:
+    """Return days, in any order, as half-open ranges; neighbouring days are joined."""
+    ranges: list[DayRange] = []
+    for day in sorted(days):
+        if ranges and ranges[-1][1] == day:
+            ranges[-1] = (ranges[-1][0], day + _DAY)
+        else:
+            ranges.append((day, day + _DAY))
+    return ranges
+
+
 def day_count(wanted: Wanted) -> int:
     """Return the days asked for, summed over the symbols."""
     return sum((end - start).days for ranges in wanted.values() for start, end in ranges)
@@ -90,17 +101,7 @@ def _by_symbol(days: dict[str, set[date]], instruments: Instruments) -> Wanted:
         if not members:
             raise BadRange(f"partition {partition!r} has no instrument: was it taken out of the instruments file?")
         for instrument in members:
-            ranges = _ranges(day for day in asked if day >= instrument.history_start)
+            ranges = ranges_of(day for day in asked if day >= instrument.history_start)
             if ranges:
                 wanted[instrument.key] = ranges
     return wanted
-
-
-def _ranges(days: Iterable[date]) -> list[DayRange]:
-    ranges: list[DayRange] = []
-    for day in sorted(days):
-        if ranges and ranges[-1][1] == day:
-            ranges[-1] = (ranges[-1][0], day + _DAY)
-        else:
-            ranges.append((day, day + _DAY))
-    return ranges

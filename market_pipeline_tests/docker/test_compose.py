@@ -161,7 +161,7 @@ def test_every_mounted_or_copied_file_exists() -> None:
             source = volume.split(":")[0]
             known = (DOCKER / source).is_file() if source.startswith(".") else source in COMPOSE["volumes"]
             assert known, f"{name}: {volume}"
-    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.M)
+    copied = re.findall(r"^COPY (?!--from)(?:--chmod=\d+ )?(.+) \S+$", DOCKERFILE, re.M)
     ignored = (DOCKER / "Dockerfile.dockerignore").read_text().splitlines()
     for source in " ".join(copied).split():
         assert (ROOT / source).exists(), source

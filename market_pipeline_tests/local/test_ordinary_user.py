@@ -39,7 +39,7 @@ def folder_of_nobody() -> Iterator[Path]:
 @pytest.mark.skipif(os.geteuid() != 0, reason="not root: every other test here already runs as an ordinary user")
 def test_an_ordinary_user_runs_the_stack(folder_of_nobody: Path) -> None:
     root = Path(__file__).resolve().parents[2]
-    # The interpreter may lie below a folder that only root may enter; the right to read through such is all that is kept.
+    # The interpreter may lie below a folder that only root may enter: the right to read there is all that is kept.
     launch = Launch(
         [sys.executable, "-c", _SCRIPT, str(folder_of_nobody / "home")], root, user=(NOBODY, NOBODY), pass_parents=True
     )

@@ -93,17 +93,15 @@ def load_report(wanted: dict[str, list[tuple[date, date]]], partial_from: date) 
     return report
 
 
-def derive_report(
-    wanted: dict[str, list[tuple[date, date]]], timeframes: list[str], partial_from: date
-) -> DeriveReport:
+def derive_report(wanted: dict[str, list[tuple[date, date]]], timeframes: list[str]) -> DeriveReport:
     report = DeriveReport(minutes_read=100, seconds=1.0)
-    schema = {"date": pl.Date, "rows": pl.UInt32, "complete": pl.UInt32, "partial": pl.Boolean}
+    schema = {"date": pl.Date, "rows": pl.UInt32, "complete": pl.UInt32}
     for symbol, ranges in wanted.items():
         for code in timeframes:
             days = _days(ranges)
             if code == "1w":
                 days = sorted({sunday_of(day) for day in days})
-            rows = [(day, 7, 6, day >= partial_from) for day in days]
+            rows = [(day, 7, 6) for day in days]
             report.days[(symbol, code)] = pl.DataFrame(rows, schema=schema, orient="row")
             report.by_symbol[(symbol, code)] = SeriesCounts(rows=7 * len(days), new=7 * len(days))
     return report
@@ -129,7 +127,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     def derive_bars(settings: Any, wanted: Any, timeframes: Any, *, run_id: str, progress: Any = None) -> DeriveReport:
         calls.derivations.append({"wanted": wanted, "timeframes": list(timeframes), "run_id": run_id})
         note(progress)
-        return derive_report(wanted, list(timeframes), calls.partial_from)
+        return derive_report(wanted, list(timeframes))
 
     def repair_gaps(
         settings: Any, *, symbols: Any, run_id: str, root_run_id: str, progress: Any = None
@@ -143,7 +141,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
             repaired_minutes=20,
             asked_requests=1,
             load=load_report(wanted, calls.partial_from),
-            derived=derive_report(wanted, ["5m", "15m", "30m", "1h", "4h", "1d", "1w"], calls.partial_from),
+            derived=derive_report(wanted, ["5m", "15m", "30m", "1h", "4h", "1d", "1w"]),
         )
 
     stand_in = SimpleNamespace(load_minutes=load_minutes, derive_bars=derive_bars, repair_gaps=repair_gaps)

@@ -28,7 +28,8 @@ def test_the_line_names_rows_partitions_rate_and_time_left() -> None:
     )
     assert progress_line(Look(seconds_left=7260)).endswith("2 h 1 min left")
     assert progress_line(Look(seconds_left=None)).endswith("rows/s")
-    assert "(100%)" in progress_line(Look(done_minutes=0, total_minutes=0))
+    unknown = progress_line(Look(total_minutes=0, seconds_left=None))
+    assert unknown == "loading EUR/USD: 1,204,000 rows, 61,000 rows/s"
 
 
 def test_lines_are_spaced_and_the_last_is_never_lost() -> None:
@@ -41,6 +42,14 @@ def test_lines_are_spaced_and_the_last_is_never_lost() -> None:
     assert len(log.lines) == 3  # at 0, 5 and 10 s
     report(Look(done_minutes=10, total_minutes=10))
     assert "(100%)" in log.lines[-1]
+
+
+def test_an_unknown_total_does_not_make_every_line_the_last() -> None:
+    log = Log()
+    report = log_progress(log, every=5.0, clock=lambda: 1.0)
+    for _ in range(5):
+        report(Look(total_minutes=0))
+    assert len(log.lines) == 1
 
 
 def test_phases_do_not_silence_each_other() -> None:

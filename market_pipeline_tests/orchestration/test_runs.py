@@ -75,21 +75,35 @@ def test_each_partition_has_its_numbers_and_the_last_of_a_symbol_the_summary(
     assert last["picture"].startswith("![coverage](data:image/svg+xml;base64,")
     assert len(last["gaps"].records) == 2
     assert minutes["2024-03-06|us"].tags["dagster/partition/symbol"] == "us"
+    page = instance.get_latest_materialization_event(MINUTES)
+    assert page is not None
+    assert page.asset_materialization is not None
+    assert "picture" in page.asset_materialization.metadata  # whichever partition it is that the asset's page shows
     derived = values(events(instance, bars_key("1h"))["2024-03-06|EURUSD"])
-    assert (derived["dagster/row_count"], derived["complete bars"], derived["partial"]) == (7, 6, True)
+    assert (derived["dagster/row_count"], derived["complete bars"], derived["partial"]) == (7, 6, False)
 
 
 def test_the_touched_weeks_are_recorded_with_the_days(
     defs: dg.Definitions, instance: dg.DagsterInstance, calls: Calls, stored: StoredBars
 ) -> None:
-    calls.partial_from = date(2024, 3, 10)
     assert run(defs, instance, LOAD, range_tags("2024-03-08|EURUSD", "2024-03-11|EURUSD")).success
     weeks = events(instance, bars_key("1w"))
     assert {key: values(event)["partial"] for key, event in weeks.items()} == {
         "2024-03-03|EURUSD": False,
-        "2024-03-10|EURUSD": True,
+        "2024-03-10|EURUSD": False,
     }
     assert weeks["2024-03-10|EURUSD"].tags["dagster/partition/date"] == "2024-03-10"
+
+
+def test_a_running_day_and_week_are_partial(
+    defs: dg.Definitions, instance: dg.DagsterInstance, calls: Calls, stored: StoredBars
+) -> None:
+    today = datetime.now(UTC).date()
+    job = defs.resolve_implicit_global_asset_job_def()
+    key = f"{today}|BTCUSD"
+    assert job.execute_in_process(instance=instance, asset_selection=[bars_key("1d")], partition_key=key).success
+    assert values(events(instance, bars_key("1d"))[key])["partial"] is True
+    assert [values(event)["partial"] for event in events(instance, bars_key("1w")).values()] == [True]
 
 
 def test_a_subset_of_timeframes_goes_through_the_same_door(

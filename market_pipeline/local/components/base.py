@@ -49,6 +49,9 @@ class Context:
 class Component:
     """One supervised server; methods block and are called in a worker thread, except `launch`.
 
+    Client libraries are imported by the methods that need them: the first server then starts a second sooner, and
+    `market-pipeline status` answers at once.
+
     `after`: components that must be ready first. `packages`: wheels that must be installed. `port_names`: its ports.
     `launches_runs`: its descendants are runs of Dagster, which outlive its crash and end with the stack.
     """

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import ClassVar
-
-import clickhouse_connect
-from clickhouse_connect.driver.client import Client
+from typing import TYPE_CHECKING, ClassVar
 
 from market_pipeline.local import passwords
 from market_pipeline.local.components.base import Component, ProbeFailed
 from market_pipeline.local.ports import LOOPBACK
 from market_pipeline.local.processes import Launch, plain_environment
+
+if TYPE_CHECKING:
+    from clickhouse_connect.driver.client import Client
 
 USER = "default"
 _PROBE_TABLE = (
@@ -77,6 +77,8 @@ class ClickHouse(Component):
             client.close()
 
     def _connect(self) -> Client:
+        import clickhouse_connect
+
         return clickhouse_connect.get_client(
             host=LOOPBACK,
             port=self.port,

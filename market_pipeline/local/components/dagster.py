@@ -10,11 +10,9 @@ import time
 from pathlib import Path
 from typing import Any, ClassVar
 
-import grpc  # type: ignore[import-untyped]
 import httpx
 import psutil
 import structlog
-from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
 from market_pipeline.local import locks
 from market_pipeline.local.components.base import Component, Context, ProbeFailed, ProbeUnknown
@@ -115,6 +113,9 @@ class DagsterCode(_Dagster):
 
     def probe(self, *, deep: bool) -> None:
         """Ask the server for its health over gRPC; what it loaded is the webserver's probe."""
+        import grpc  # type: ignore[import-untyped]
+        from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+
         request = health_pb2.HealthCheckRequest(service=GRPC_SERVICE)
         with grpc.insecure_channel(f"{LOOPBACK}:{self.port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
             try:

@@ -8,10 +8,6 @@ import secrets
 from pathlib import Path
 from typing import ClassVar
 
-import nats
-from nats.js.api import KeyValueConfig
-from nats.js.errors import BucketNotFoundError
-
 from market_pipeline.local import packages, passwords
 from market_pipeline.local.components.base import Component, ProbeFailed
 from market_pipeline.local.disk import MIB, free_mb
@@ -62,6 +58,10 @@ class Nats(Component):
             raise ProbeFailed(f"no answer from JetStream within {PROBE_TIMEOUT_S:.0f} s") from error
 
     async def _probe(self, *, deep: bool) -> None:
+        import nats
+        from nats.js.api import KeyValueConfig
+        from nats.js.errors import BucketNotFoundError
+
         connection = await nats.connect(
             self.address,
             user=USER,

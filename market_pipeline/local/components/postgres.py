@@ -14,18 +14,20 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import psutil
-import psycopg
-from psycopg import sql
 
 from market_pipeline.errors import LocalStackError
 from market_pipeline.local import packages, passwords
 from market_pipeline.local.components.base import Component, ProbeFailed
+from market_pipeline.local.disk import says_full
 from market_pipeline.local.layout import PRIVATE_DIR, user_name, write_private
 from market_pipeline.local.ports import LOOPBACK
 from market_pipeline.local.processes import Launch, plain_environment
+
+if TYPE_CHECKING:
+    import psycopg
 
 SUPERUSER = "postgres"
 MARKET, DAGSTER = "market", "dagster"  # each a role and the database that it owns
@@ -107,6 +109,8 @@ class Postgres(Component):
 
     def bootstrap(self) -> None:
         """Create roles and databases, and set the passwords that the stack's files hold."""
+        from psycopg import sql
+
         with self._connect_admin() as connection:
             for name, password in ((MARKET, passwords.POSTGRES_MARKET), (DAGSTER, passwords.POSTGRES_DAGSTER)):
                 role = sql.Identifier(name)
@@ -120,6 +124,8 @@ class Postgres(Component):
 
     def probe(self, *, deep: bool) -> None:
         """Query both databases with their passwords over TCP; `deep` also commits a row."""
+        import psycopg
+
         for name, password in ((MARKET, passwords.POSTGRES_MARKET), (DAGSTER, passwords.POSTGRES_DAGSTER)):
             with psycopg.connect(
                 host=LOOPBACK,
@@ -209,9 +215,8 @@ class Postgres(Component):
             check=False,
         )
         if result.returncode != 0:
-            raise LocalStackError(
-                f"initdb could not create {self.cluster}: {_last_line(result.stderr or result.stdout)}"
-            )
+            cause = "the disk is full" if says_full(result.stderr) else _error_line(result.stderr)
+            raise LocalStackError(f"initdb could not create {self.cluster}: {cause}")
         with (fresh / "postgresql.conf").open("a") as file:
             file.write(_TUNING)
         fresh.rename(self.cluster)
@@ -261,6 +266,8 @@ class Postgres(Component):
         )
 
     def _connect_admin(self) -> psycopg.Connection:
+        import psycopg
+
         return psycopg.connect(
             host=str(self.socket_dir),
             port=self.port,
@@ -282,6 +289,7 @@ def _may_pass(path: Path, owner: tuple[int, int]) -> bool:
     return True
 
 
-def _last_line(text: str) -> str:
+def _error_line(text: str) -> str:
     lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
+    errors = [line for line in lines if "error:" in line or "FATAL" in line or "could not" in line]
+    return next(iter(errors or lines), "it said nothing")

@@ -12,7 +12,7 @@ from market_pipeline.orchestration.partition_metadata import add_partition_metad
 from market_pipeline.orchestration.partitions import BarPartitions
 from market_pipeline.orchestration.progress import log_progress
 from market_pipeline.orchestration.resources import BusResource, StoresResource, VendorResource, platform_settings
-from market_pipeline.orchestration.run_identity import asked_keys, root_run_id
+from market_pipeline.orchestration.run_identity import asked_keys, root_run_id, shown_key
 from market_pipeline.orchestration.run_log import service_log
 from market_pipeline.orchestration.wanted import describe, wanted_days
 
@@ -73,7 +73,9 @@ def build_minutes(partitions: BarPartitions) -> dg.AssetsDefinition:
                 root_run_id=root_run_id(context.run),
                 progress=log_progress(context.log),
             )
-        add_partition_metadata(context, MINUTES, minutes_metadata(keys, report, partitions.instruments))
+        add_partition_metadata(
+            context, MINUTES, minutes_metadata(keys, report, partitions.instruments, shown=shown_key(context))
+        )
         counts = report.counts
         context.log.info(
             f"loaded {counts.rows:,} rows in {report.seconds:.1f} s: {counts.new:,} new, {counts.restated:,} restated, "

@@ -131,16 +131,11 @@ def _agreement(partitions: BarPartitions, *, weekly: bool) -> dg.AssetChecksDefi
         with readable_failures(), stores.open() as opened:
             asked = run_days(context.run, partitions, weekly=weekly)
             days, sampled = _compared(asked, opened, partitions, now)
-            for check in sorted(context.selected_asset_check_keys):
-                verdict = evaluate_agreement(
-                    opened,
-                    by_asset[check.asset_key],
-                    days,
-                    sampled=sampled,
-                    settings=platform_settings(stores).history,
-                    now=now,
-                )
-                yield verdict.result(asset_key=check.asset_key, check_name=check.name)
+            chosen = {by_asset[check.asset_key]: check for check in context.selected_asset_check_keys}
+            settings = platform_settings(stores).history
+            verdicts = evaluate_agreement(opened, chosen, days, sampled=sampled, settings=settings, now=now)
+            for code, verdict in verdicts.items():
+                yield verdict.result(asset_key=chosen[code].asset_key, check_name=chosen[code].name)
 
     return agreement
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -80,22 +81,29 @@ def evaluate_freshness(
 
 
 def evaluate_agreement(
-    stores: Stores, timeframe: str, days: Wanted, *, sampled: bool, settings: HistorySettings, now: datetime
-) -> Verdict:
-    """Compare stored derived bars of some days with the fold of their stored parents."""
-    parent = TIMEFRAMES[timeframe].parent_code
-    assert parent is not None
-    found: list[pl.DataFrame] = []
-    windows = 0
+    stores: Stores, timeframes: Iterable[str], days: Wanted, *, sampled: bool, settings: HistorySettings, now: datetime
+) -> dict[str, Verdict]:
+    """Compare stored derived bars of some days with the fold of their stored parents; return a verdict a timeframe."""
     closed_at = now - settings.settle
-    for symbol, ranges in days.items():
-        for first, last in ranges:
-            start, end = floor(midnight(first), timeframe), ceil(midnight(last), timeframe)
-            child = stores.bars.winners(symbol, timeframe, start, end, _AGREEMENT_COLUMNS)
-            folded = stores.bars.winners(symbol, parent, start, end, _AGREEMENT_COLUMNS)
-            windows += child.height
-            found.append(differences(folded, child, timeframe, closed_at))
-    return judge_agreement(timeframe, found, windows, "a sample of the days" if sampled else "every day")
+
+    @functools.cache  # most timeframes are read twice: as a child, and as a parent
+    def read(symbol: str, code: str, start: datetime, end: datetime) -> pl.DataFrame:
+        return stores.bars.winners(symbol, code, start, end, _AGREEMENT_COLUMNS)
+
+    verdicts: dict[str, Verdict] = {}
+    for code in timeframes:
+        parent = TIMEFRAMES[code].parent_code
+        assert parent is not None
+        found: list[pl.DataFrame] = []
+        windows = 0
+        for symbol, ranges in days.items():
+            for first, last in ranges:
+                start, end = floor(midnight(first), code), ceil(midnight(last), code)
+                child = read(symbol, code, start, end)
+                windows += child.height
+                found.append(differences(read(symbol, parent, start, end), child, code, closed_at))
+        verdicts[code] = judge_agreement(code, found, windows, "a sample of the days" if sampled else "every day")
+    return verdicts
 
 
 def asked_ranges(stores: Stores, instruments: Instruments, settings: HistorySettings, now: datetime) -> Scope:

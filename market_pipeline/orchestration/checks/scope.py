@@ -9,7 +9,7 @@ import dagster as dg
 
 from market_pipeline.orchestration.partitions import BarPartitions
 from market_pipeline.orchestration.run_identity import partition_keys_of
-from market_pipeline.orchestration.wanted import Wanted, wanted_days, wanted_weeks
+from market_pipeline.orchestration.wanted import Wanted, ranges_of, wanted_days, wanted_weeks
 
 Interval = tuple[datetime, datetime]
 """Half-open, UTC."""
@@ -69,16 +69,5 @@ def sample_days(wanted: Wanted, newest: int, spread: int) -> tuple[Wanted, bool]
             cut = True
             older = days[:-newest]
             days = [older[n * len(older) // spread] for n in range(spread)] + days[-newest:]
-        sample[symbol] = _joined(days)
+        sample[symbol] = ranges_of(days)
     return sample, cut
-
-
-def _joined(days: Sequence[date]) -> list[tuple[date, date]]:
-    ranges: list[tuple[date, date]] = []
-    for day in days:
-        after = day + timedelta(days=1)
-        if ranges and ranges[-1][1] == day:
-            ranges[-1] = (ranges[-1][0], after)
-        else:
-            ranges.append((day, after))
-    return ranges
