@@ -32,8 +32,8 @@ bench: $(STAMP)  ## time the road of a bar against a bare script that does the s
 	@$(BIN)/python -m market_pipeline_tests.benchmarks
 
 lint: $(STAMP)   ## formatting, lint rules, types, and the walls between the rooms
-	@$(BIN)/ruff format --check market_pipeline market_pipeline_tests
-	@$(BIN)/ruff check market_pipeline market_pipeline_tests
+	@$(BIN)/ruff format --check market_pipeline market_pipeline_tests docker
+	@$(BIN)/ruff check market_pipeline market_pipeline_tests docker
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 

@@ -17,4 +17,6 @@ def demo(home: HomeOption = DEFAULT_HOME) -> None:
     """Start the local stack, load history through Dagster into every timeframe, check it, and show a summary."""
     from market_pipeline.local.demo import run_demo
 
-    run_demo(home, Console())
+    console = Console()
+    # A pipe has no width: tables must not be cut to 80 columns in a log.
+    run_demo(home, console if console.is_terminal else Console(width=120))

@@ -90,6 +90,8 @@ def run_demo(home: Path, console: Console) -> None:
         _follow(room, console, {run: f"load_history: {part.name}" for run, part in runs.items()})
         repair = room.launch("repair_gaps")
         _follow(room, console, {repair: "repair_gaps: ask once more for every minute that is missing"})
+        checks = room.launch("check_bars")
+        _follow(room, console, {checks: "check_bars: every check over all that was loaded"})
         written = _rows(store) - before
         verdicts = room.checks(ASSETS)
     _summary(console, store, settings, verdicts, written, time.monotonic() - began)
@@ -133,16 +135,16 @@ def _summary(
     table.add_column("symbol")
     for code in ("1m", *DERIVED):
         table.add_column(code, justify="right")
-    table.add_column("from"), table.add_column("to")
+    table.add_column("from")
+    table.add_column("to")
     for (symbol,), rows in overview.group_by("symbol", maintain_order=True):
         counts = dict(rows.select("timeframe", "bars").iter_rows())
         minutes = rows.filter(pl.col("timeframe") == "1m")
-        first, last = minutes["first_ts"].min(), minutes["last_ts"].max()
+        days = minutes.select(pl.col("first_ts").min().dt.date(), pl.col("last_ts").max().dt.date()).row(0)
         table.add_row(
             str(symbol),
             *(f"{counts.get(code, 0):,}" for code in ("1m", *DERIVED)),
-            f"{first:%Y-%m-%d}",
-            f"{last:%Y-%m-%d}",
+            *(str(day) for day in days),
         )
     console.print(table)
 

@@ -89,6 +89,9 @@ class Stack:
         Raises:
             LocalStackError: it cannot start, or a component is not ready; what runs goes on running.
         """
+        ending = self.state()
+        if ending is not None and ending.phase in ("stopping", "stopped"):
+            locks.wait_until_free(self.home.lock("supervisor"), STOP_TIMEOUT_S)
         if not self.is_running:
             self._spawn()
         state = self._wait_until_settled(progress, timeout_s)
@@ -123,7 +126,7 @@ class Stack:
 
     def kill_all(self) -> None:
         """Kill every process of the stack at once (SIGKILL), the supervisor first."""
-        victims = locks.holders(self.home.lock("supervisor"))
+        victims = self._supervisors()
         for name in COMPONENTS:
             if locks.is_held(self.home.lock(name)):
                 victims += locks.holders(self.home.lock(name))
@@ -214,8 +217,17 @@ class Stack:
         raise LocalStackError(f"the stack is not ready after {timeout_s:.0f} s: see `market-pipeline status`")
 
     def _signal(self, number: signal.Signals) -> None:
-        for process in locks.holders(self.home.lock("supervisor")):
+        for process in self._supervisors():
             _kill(process, number)
+
+    def _supervisors(self) -> list[psutil.Process]:
+        """Return who holds the supervisor's lock: by its own word, if the lock confirms it.
+
+        Another command that looks at the lock at this moment has the file open too.
+        """
+        holders = locks.holders(self.home.lock("supervisor"))
+        state = read_state(self.home)
+        return [process for process in holders if state and process.pid == state.pid] or holders
 
     def _reap(self) -> None:
         if self._process is not None:

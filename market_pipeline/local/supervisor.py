@@ -75,6 +75,8 @@ class Supervisor:
         secrets = ensure_passwords(home)
         settings = environment.write_settings(home, chosen, secrets)
         project = Path(options.project_dir) if options.project_dir else None
+        # Also without Dagster of our own: plain `dagster dev` must find PostgreSQL in DAGSTER_HOME.
+        environment.install_dagster_yaml(home, project)
         if project is not None:
             environment.write_dotenv(project, home, environment.dagster_variables(home, chosen, secrets))
         context = Context(home, chosen, secrets, settings, options.module, project)

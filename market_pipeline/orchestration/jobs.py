@@ -12,6 +12,9 @@ from market_pipeline.orchestration.resources import BusResource, StoresResource,
 
 LOAD_HISTORY, REPAIR_GAPS, CHECK_BARS, PROBE_SERVICES = "load_history", "repair_gaps", "check_bars", "probe_services"
 
+CRASH_RETRY = {"dagster/max_retries": "1"}
+"""A run whose process died goes on from its checkpoint once; a step that failed has had its retries inside."""
+
 
 def range_tags(start: str, end: str) -> dict[str, str]:
     """Return the tags that make a run of a partitioned job cover the keys `start` to `end`, both included."""
@@ -30,7 +33,7 @@ def load_history() -> UnresolvedAssetJobDefinition:
             '\'{"dagster/asset_partition_range_start": "2024-03-01|EURUSD", '
             '"dagster/asset_partition_range_end": "2024-03-05|EURUSD"}\'`.'
         ),
-        tags={"kind": "history"},
+        tags=CRASH_RETRY,
     )
 
 

@@ -11,12 +11,12 @@ from pydantic import Field
 
 from market_pipeline.market.instruments import Instruments
 from market_pipeline.orchestration.assets.derived import DAILY_DERIVED, WEEKLY, bars_key
-from market_pipeline.orchestration.assets.minutes import MINUTES
+from market_pipeline.orchestration.assets.minutes import MINUTES, POOL
 from market_pipeline.orchestration.checks.definitions import AGREEMENT, GAPS
 from market_pipeline.orchestration.checks.evaluate import evaluate_agreement, evaluate_gaps
 from market_pipeline.orchestration.event_metadata import Metadata, derived_metadata, frame_table, minutes_metadata
 from market_pipeline.orchestration.failures import readable_failures
-from market_pipeline.orchestration.jobs import REPAIR_GAPS
+from market_pipeline.orchestration.jobs import CRASH_RETRY, REPAIR_GAPS
 from market_pipeline.orchestration.partitions import BarPartitions, materialization, partition_key, sunday_of
 from market_pipeline.orchestration.progress import log_progress
 from market_pipeline.orchestration.resources import BusResource, StoresResource, VendorResource, platform_settings
@@ -45,7 +45,8 @@ def build_repair_job(partitions: BarPartitions) -> dg.JobDefinition:
     """Build the job that asks the vendor for every missing minute and derives again what they touch."""
 
     @dg.op(
-        description="Scans what was ever asked for, asks again for what is missing, derives again, and checks the gaps."
+        pool=POOL,
+        description="Scans what was ever asked for, asks again for what is missing, derives again, checks the gaps.",
     )
     def repair(
         context: dg.OpExecutionContext,
@@ -88,7 +89,7 @@ def build_repair_job(partitions: BarPartitions) -> dg.JobDefinition:
             "again every window that they touch, up to the week, and evaluates the check *gaps*. A minute that the "
             "vendor does not have is confirmed by further requests and then no longer asked for."
         ),
-        tags={"kind": "history"},
+        tags=CRASH_RETRY,
     )
     def repair_gaps() -> None:
         repair()

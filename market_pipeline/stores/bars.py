@@ -63,12 +63,11 @@ class BarStore(BarFacts):
         if not disjoint(ranges):
             raise ValueError("two of the ranges overlap: ask for them one after the other")
         laid = RangeSet.of(ranges)
-        presence = self.client.rows(load_sql("series_presence"), laid.parameters)
+        presence = self.client.rows(laid.fill(load_sql("series_presence")), laid.parameters)
         if not presence:
             return [SeriesDigest(0, 0)] * len(ranges)
-        found = {
-            row[0]: SeriesDigest(*row[1:]) for row in self.client.rows(load_sql("series_digests"), laid.parameters)
-        }
+        rows = self.client.rows(laid.fill(load_sql("series_digests")), laid.parameters)
+        found = {place: SeriesDigest(count, digest) for place, count, digest in rows}
         digests = [found.get(place, SeriesDigest(0, 0)) for place in laid.places]
         withdrawn = {row[:3]: row[3:5] for row in presence if row[5]}
         for number, one in enumerate(ranges):

@@ -7,6 +7,7 @@ connection of its own from the pool. Nothing is tried again here; who calls know
 from __future__ import annotations
 
 import io
+import logging
 import math
 import secrets
 from collections.abc import Iterator, Mapping
@@ -71,6 +72,9 @@ _FRAME_SETTINGS = {
     "output_format_arrow_compression_method": "lz4_frame",
 }
 _POOL_SIZE = 16
+
+# It logs every failed request with its trace; here each becomes an error that says what to do.
+logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)
 
 
 class Client:

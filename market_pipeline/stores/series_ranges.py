@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -12,6 +13,11 @@ from market_pipeline.market.timeframes import to_ms
 
 # Epoch milliseconds below 2^44 reach the year 2527; above lies room for a million series.
 _PLACE_BITS = 44
+# Ranges of one symbol this near to each other are read in one sweep: partitions are months.
+_NEAR = timedelta(days=62)
+# Every hull is tested on every row read; with more, one wide hull is the cheaper condition.
+_MOST_HULLS = 8
+_HULL = re.compile(r"/\* hull \*/(.*?)/\* hull \*/", re.DOTALL)
 
 
 class BatchRange(NamedTuple):
@@ -33,7 +39,7 @@ class SeriesDigest(NamedTuple):
 
 @dataclass(frozen=True)
 class RangeSet:
-    """Ranges as the parameters of series_digests.sql.
+    """Ranges as the parameters of series_digests.sql and series_presence.sql.
 
     `place` of a ts is its epoch ms plus its series' number in the upper bits; `places` are those of the ranges' first
     ts, in the order given.
@@ -41,6 +47,7 @@ class RangeSet:
 
     places: list[int]
     parameters: dict[str, Any]
+    hulls: int
 
     @classmethod
     def of(cls, ranges: Sequence[BatchRange]) -> RangeSet:
@@ -58,18 +65,27 @@ class RangeSet:
         places = [base + to_ms(each.start_ts) for base, each in zip(bases, ranges, strict=True)]
         ends = [base + to_ms(each.end_ts) for base, each in zip(bases, ranges, strict=True)]
         ordered = sorted(zip(places, ends, strict=True))
-        return cls(
-            places,
-            {
-                "symbols": symbols,
-                "timeframes": timeframes,
-                "sources": sources,
-                "first": min(each.start_ts for each in ranges),
-                "last": max(each.end_ts for each in ranges),
-                "months": sorted({month for each in ranges for month in _months(each)}),
-                "starts": [start for start, _ in ordered],
-                "ends": [end for _, end in ordered],
-            },
+        parameters: dict[str, Any] = {
+            "symbols": symbols,
+            "timeframes": timeframes,
+            "sources": sources,
+            "starts": [start for start, _ in ordered],
+            "ends": [end for _, end in ordered],
+        }
+        groups = list(_sweeps(ranges))
+        if len(groups) > _MOST_HULLS:
+            groups = [list(ranges)]
+        for number, group in enumerate(groups):
+            parameters[f"symbols_{number}"] = sorted({each.symbol for each in group})
+            parameters[f"timeframes_{number}"] = sorted({each.timeframe for each in group})
+            parameters[f"first_{number}"] = min(each.start_ts for each in group)
+            parameters[f"last_{number}"] = max(each.end_ts for each in group)
+        return cls(places, parameters, len(groups))
+
+    def fill(self, statement: str) -> str:
+        """Repeat the part of the statement between its hull marks once for each hull."""
+        return _HULL.sub(
+            lambda found: " OR ".join(found[1].replace("_0:", f"_{number}:") for number in range(self.hulls)), statement
         )
 
 
@@ -79,7 +95,15 @@ def disjoint(ranges: Sequence[BatchRange]) -> bool:
     return all(a[:3] != b[:3] or a.end_ts < b.start_ts for a, b in pairwise(ordered))
 
 
-def _months(one: BatchRange) -> list[tuple[str, str, int]]:
-    first = one.start_ts.year * 12 + one.start_ts.month - 1
-    last = one.end_ts.year * 12 + one.end_ts.month - 1
-    return [(one.symbol, one.timeframe, month // 12 * 100 + month % 12 + 1) for month in range(first, last + 1)]
+def _sweeps(ranges: Sequence[BatchRange]) -> Iterator[list[BatchRange]]:
+    """Group the ranges of each symbol that lie near each other in time."""
+    group: list[BatchRange] = []
+    last: datetime | None = None
+    for each in sorted(ranges, key=lambda one: (one.symbol, one.start_ts)):
+        if group and (each.symbol != group[0].symbol or last is None or each.start_ts - last > _NEAR):
+            yield group
+            group, last = [], None
+        group.append(each)
+        last = each.end_ts if last is None else max(last, each.end_ts)
+    if group:
+        yield group

@@ -63,7 +63,9 @@ def main() -> None:
         settings = make_settings(Path(folder) / "home", nats, clickhouse, vendor)
         bare.run(settings, tickers, first, end, "bare_warm_up")
         for number in range(options.rounds):
-            world = World(make_settings(Path(folder) / f"home{number}", nats, clickhouse, vendor), nats, clickhouse, vendor)
+            world = World(
+                make_settings(Path(folder) / f"home{number}", nats, clickhouse, vendor), nats, clickhouse, vendor
+            )
 
             def plain() -> None:
                 nonlocal rows
@@ -77,7 +79,9 @@ def main() -> None:
             seconds["the road"].append(timed(road))
             seconds["the road, equal data again"].append(timed(road))
             console.print(f"round {number + 1}: " + ", ".join(f"{k} {v[-1]:.1f} s" for k, v in seconds.items()))
-    table = Table(title=f"{rows:,} bars: minutes of {len(tickers)} symbols over {options.days} days, and all timeframes")
+    table = Table(
+        title=f"{rows:,} bars: minutes of {len(tickers)} symbols over {options.days} days, and all timeframes"
+    )
     for column in ("", "median s", "bars/s", "bare / it"):
         table.add_column(column, justify="right")
     base = statistics.median(seconds["bare script"])

@@ -39,7 +39,7 @@ DOCKERFILE = (DOCKER / "Dockerfile").read_text()
 # ${NAME}, ${NAME:-default}, ${NAME:?message}: what the compose file uses of Compose's syntax.
 VARIABLE = re.compile(r"\$\{(?P<name>\w+)(?::(?P<kind>[-?])(?P<text>[^}]*))?\}")
 SECRET = re.compile(r"PASSWORD|KEY|SECRET|TOKEN")
-PASSWORD = "5k0e12aZ"  # begins as a number does, which nats.conf must not notice
+PASSWORD = "1234567890"  # a number to nats.conf, were it not quoted
 
 
 def interpolate(value: object, variables: dict[str, str]) -> str:

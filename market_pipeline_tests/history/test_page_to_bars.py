@@ -17,9 +17,7 @@ SETTLE = timedelta(minutes=5)
 def page(fetched_at: datetime, minutes: int) -> MinutePage:
     ts = [T0 + timedelta(minutes=n) for n in range(minutes)]
     values = {name: [1.0] * minutes for name in ("open", "high", "low", "close", "volume")}
-    frame = pl.DataFrame(
-        {"ts": ts, **values, "vwap": [None] * minutes, "trades": [1] * minutes}, schema=MINUTE_SCHEMA
-    )
+    frame = pl.DataFrame({"ts": ts, **values, "vwap": [None] * minutes, "trades": [1] * minutes}, schema=MINUTE_SCHEMA)
     request = RangeRequest(T0, T0 + timedelta(minutes=minutes))
     return MinutePage(frame, request, "r", fetched_at, fetched_at, 1, True, 1)
 

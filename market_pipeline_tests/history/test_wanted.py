@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -43,7 +44,7 @@ def test_merge_keeps_every_minute_once(intervals: list[tuple[datetime, datetime]
     merged = merge(intervals)
     assert as_minutes(merged) == as_minutes(intervals)
     assert minutes_of(merged) == len(as_minutes(intervals))
-    assert all(a[1] < b[0] for a, b in zip(merged, merged[1:], strict=False))
+    assert all(a[1] < b[0] for a, b in pairwise(merged))
 
 
 @given(spans, spans)
@@ -74,5 +75,5 @@ def test_an_empty_range_is_refused() -> None:
 
 
 def test_an_unknown_symbol_is_named_with_what_is_known() -> None:
-    with pytest.raises(UnknownSymbol, match="'EURSUD'.*EUR/USD"):
+    with pytest.raises(UnknownSymbol, match=r"'EURSUD'.*EUR/USD"):
         resolve({"EURSUD": [(date(2020, 1, 20), date(2020, 1, 21))]}, INSTRUMENTS, NOW)

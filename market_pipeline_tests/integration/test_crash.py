@@ -59,9 +59,10 @@ def test_a_run_killed_near_its_end_goes_on_from_its_checkpoint(world: World) -> 
     asked = [r for r in world.vendor.requests() if AGGS in r.path]
     assert len(asked) == 11 - done == report.symbols[KEY].requests
     assert_bars_equal(world.bars(KEY, "1m"), truth(TICKER, days[KEY]), "after the kill")
-    assert world.query("SELECT count() AS n, uniqExact(ts) AS u FROM bars_final").row(0)[0] == truth(
-        TICKER, days[KEY]
-    ).height
+    assert (
+        world.query("SELECT count() AS n, uniqExact(ts) AS u FROM bars_final").row(0)[0]
+        == truth(TICKER, days[KEY]).height
+    )
 
 
 def test_two_runs_of_the_same_range_at_once_end_with_the_right_rows(world: World) -> None:
@@ -129,5 +130,5 @@ def test_clickhouse_away_before_the_run_names_the_address(world: World) -> None:
         update={"clickhouse": world.settings.clickhouse.model_copy(update={"port": 9, "connect_timeout": 1.0})}
     )
     broken = World(settings, world.nats, world.clickhouse, world.vendor)
-    with pytest.raises(StoreUnreachable, match="127.0.0.1:9"):
+    with pytest.raises(StoreUnreachable, match=r"127\.0\.0\.1:9"):
         broken.load({KEY: day_range("2024-03-04", "2024-03-04")})

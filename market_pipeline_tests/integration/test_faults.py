@@ -72,9 +72,7 @@ def test_a_lasting_fault_fails_with_symbol_range_and_cause_and_a_retry_finishes(
     assert_loaded(world)
 
 
-@pytest.mark.parametrize(
-    ("kind", "error"), [("unauthorized", VendorAuthError), ("forbidden", VendorNotEntitled)]
-)
+@pytest.mark.parametrize(("kind", "error"), [("unauthorized", VendorAuthError), ("forbidden", VendorNotEntitled)])
 def test_terminal_answers_end_the_run_at_once(world: World, kind: str, error: type[Exception]) -> None:
     world.vendor.add_fault(kind, path=AGGS)
     with pytest.raises(error) as raised:
@@ -99,7 +97,7 @@ def test_page_loops_and_foreign_hosts_end_with_the_range(world: World) -> None:
             world.clickhouse,
             world.vendor,
         )
-        with pytest.raises(RangeNotLoaded, match="GBP/USD.*2024-03-04"):
+        with pytest.raises(RangeNotLoaded, match=r"GBP/USD.*2024-03-04"):
             small.load(days)
     world.vendor.clear_faults()
     small.load(days)

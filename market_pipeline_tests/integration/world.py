@@ -35,7 +35,9 @@ class World:
     clickhouse: ServerProcess
     vendor: SimulatorProcess
 
-    def load(self, wanted: dict[str, Days], *, run_id: str | None = None, root: str | None = None, **kw: Any) -> LoadReport:
+    def load(
+        self, wanted: dict[str, Days], *, run_id: str | None = None, root: str | None = None, **kw: Any
+    ) -> LoadReport:
         """Load minutes as a run of its own unless told otherwise."""
         run_id = run_id or secrets.token_hex(6)
         return load_minutes(self.settings, wanted, run_id=run_id, root_run_id=root or run_id, **kw)
@@ -67,7 +69,9 @@ class World:
     def bars(self, key: str, timeframe: str) -> pl.DataFrame:
         """Return the winning bars of a symbol, sorted."""
         frame = self.query(
-            "SELECT * FROM bars_final WHERE symbol = {s:String} AND timeframe = {t:String} ORDER BY ts", s=key, t=timeframe
+            "SELECT * FROM bars_final WHERE symbol = {s:String} AND timeframe = {t:String} ORDER BY ts",
+            s=key,
+            t=timeframe,
         )
         return frame.with_columns(pl.col("ts").cast(pl.Datetime("ms", "UTC")))
 
@@ -138,11 +142,14 @@ def fold_independently(minutes: pl.DataFrame, timeframe: str) -> pl.DataFrame:
     bucket = {
         "1w": "time_bucket(INTERVAL '7 days', ts, TIMESTAMP '1970-01-04')",
         "1d": "time_bucket(INTERVAL '1 day', ts)",
-    }.get(timeframe) or f"time_bucket(INTERVAL '{int(timeframe[:-1])} {'minutes' if timeframe[-1] == 'm' else 'hours'}', ts)"
+    }.get(
+        timeframe
+    ) or f"time_bucket(INTERVAL '{int(timeframe[:-1])} {'minutes' if timeframe[-1] == 'm' else 'hours'}', ts)"
     source = minutes.with_columns(pl.col("ts").dt.replace_time_zone(None))  # noqa: F841 — DuckDB reads it by name
     folded = duckdb.sql(
         f"SELECT {bucket} AS ts, arg_min(open, ts) AS open, max(high) AS high, min(low) AS low, "
-        "arg_max(close, ts) AS close, sum(volume) AS volume, CAST(sum(trades) AS BIGINT) AS trades, count(*) AS minutes "
+        "arg_max(close, ts) AS close, sum(volume) AS volume, "
+        "CAST(sum(trades) AS BIGINT) AS trades, count(*) AS minutes "
         f"FROM source GROUP BY {bucket} ORDER BY 1"
     ).pl()
     return folded.with_columns(pl.col("ts").dt.replace_time_zone("UTC").cast(pl.Datetime("ms", "UTC")))
@@ -162,7 +169,9 @@ def assert_bars_equal(ours: pl.DataFrame, truth: pl.DataFrame, what: str = "") -
 def truth(ticker: str, days: Days) -> pl.DataFrame:
     """Return the simulator's own minutes of the days: never through our client."""
     parts = [
-        truth_minutes(ticker, datetime.combine(a, datetime.min.time(), UTC), datetime.combine(b, datetime.min.time(), UTC))
+        truth_minutes(
+            ticker, datetime.combine(a, datetime.min.time(), UTC), datetime.combine(b, datetime.min.time(), UTC)
+        )
         for a, b in days
     ]
     return pl.concat(parts)

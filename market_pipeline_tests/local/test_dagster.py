@@ -40,6 +40,11 @@ def long_job():
 
 defs = dg.Definitions(jobs=[quick_job, long_job])
 """
+_LAUNCH = """
+mutation Launch($location: String!, $job: String!) {
+    launchRun(executionParams: {runConfigData: {}, selector: {
+        repositoryLocationName: $location, repositoryName: "__repository__", jobName: $job}}) { __typename } }
+"""
 _RUNS = "{ runsOrError { ... on Runs { results { runId jobName status } } } }"
 
 
@@ -67,14 +72,15 @@ def stack(project: Path) -> Iterator[Stack]:
         os.environ.update(before)
 
 
-def query(stack: Stack) -> list[dict[str, Any]]:
-    answer = httpx.post(f"{stack.settings.dagster.webserver_url}/graphql", json={"query": _RUNS}, timeout=20)
-    runs: list[dict[str, Any]] = answer.json()["data"]["runsOrError"]["results"]
-    return runs
+def graphql(stack: Stack, query: str, **variables: str) -> Any:
+    body = {"query": query, "variables": variables}
+    answer = httpx.post(f"{stack.settings.dagster.webserver_url}/graphql", json=body, timeout=60)
+    return answer.json()["data"]
 
 
 def status_of(stack: Stack, job: str) -> str:
-    return next((run["status"] for run in query(stack) if run["jobName"] == job), "NONE")
+    runs = graphql(stack, _RUNS)["runsOrError"]["results"]
+    return next((run["status"] for run in runs if run["jobName"] == job), "NONE")
 
 
 def until(condition: Callable[[], bool], timeout_s: float = 90.0) -> None:
@@ -84,7 +90,13 @@ def until(condition: Callable[[], bool], timeout_s: float = 90.0) -> None:
         time.sleep(0.2)
 
 
-def launch(project: Path, job: str) -> None:
+def launch(stack: Stack, job: str) -> None:
+    """Launch as the UI does."""
+    answer = graphql(stack, _LAUNCH, location=MODULE, job=job)
+    assert answer["launchRun"]["__typename"] == "LaunchRunSuccess"
+
+
+def launch_from_the_command_line(project: Path, job: str) -> None:
     """Launch as a user does in the project's folder: nothing but the .env says where the stack is."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     result = subprocess.run(
@@ -100,13 +112,13 @@ def launch(project: Path, job: str) -> None:
 
 
 def test_a_job_launched_through_the_dotenv_runs_in_the_stack(stack: Stack, project: Path) -> None:
-    launch(project, "quick_job")
+    launch_from_the_command_line(project, "quick_job")
     until(lambda: status_of(stack, "quick_job") == "SUCCESS")
 
 
-def test_after_everything_was_killed_no_run_stays_open(stack: Stack, project: Path) -> None:
+def test_after_everything_was_killed_no_run_stays_open(stack: Stack) -> None:
     """A run whose process is gone would hold a slot of the queue for ever."""
-    launch(project, "long_job")
+    launch(stack, "long_job")
     until(lambda: status_of(stack, "long_job") == "STARTED")
     stack.kill_all()
     assert not locks.marked(stack.home.root)
@@ -126,8 +138,8 @@ def test_a_killed_code_server_comes_back(stack: Stack) -> None:
     until(lambda: component().state == "ready" and component().pid != pid)
 
 
-def test_stop_ends_the_runs_too(stack: Stack, project: Path) -> None:
-    launch(project, "long_job")
+def test_stop_ends_the_runs_too(stack: Stack) -> None:
+    launch(stack, "long_job")
     until(lambda: status_of(stack, "long_job") == "STARTED")
     assert stack.stop()
     assert not locks.marked(stack.home.root)

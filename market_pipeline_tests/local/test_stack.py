@@ -201,6 +201,17 @@ def test_servers_end_with_their_supervisor(stack: Stack) -> None:
     assert stack.start().healthy
 
 
+def test_a_start_during_a_stop_waits_and_starts(stack: Stack) -> None:
+    before = stack.state()
+    assert before is not None
+    os.kill(before.pid, signal.SIGTERM)
+    until(lambda: (state := stack.state()) is None or state.phase == "stopping")
+    assert stack.start().healthy
+    after = stack.state()
+    assert after is not None
+    assert after.pid != before.pid
+
+
 def test_stop_leaves_nothing(stack: Stack) -> None:
     socket_dir = Path(stack.home.socket_dir_file.read_text().strip())
     assert socket_dir.is_dir()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 
 import dagster as dg
 import polars as pl
@@ -25,26 +27,33 @@ def record(instance: dg.DagsterInstance, day: date, partition: str, *, partial: 
     instance.report_runless_asset_event(event)
 
 
+@pytest.fixture
+def kept_instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    """Give an instance on disk: a schedule opens its own from a reference, which an ephemeral one has not."""
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        yield instance
+
+
 def tick(defs: dg.Definitions, instance: dg.DagsterInstance, name: str) -> dg.ScheduleExecutionData:
     repository = defs.get_repository_def()
     context = dg.build_schedule_context(instance, NIGHT, repository_def=repository)
     return repository.get_schedule_def(name).evaluate_tick(context)
 
 
-def test_schedules_rest_on_an_empty_install(defs: dg.Definitions, instance: dg.DagsterInstance) -> None:
+def test_schedules_rest_on_an_empty_install(defs: dg.Definitions, kept_instance: dg.DagsterInstance) -> None:
     for name in ("nightly_history", "hourly_gap_repair"):
-        data = tick(defs, instance, name)
+        data = tick(defs, kept_instance, name)
         assert not data.run_requests
         assert data.skip_message
 
 
 def test_the_nightly_run_covers_the_last_two_days_and_what_was_missed(
-    defs: dg.Definitions, instance: dg.DagsterInstance
+    defs: dg.Definitions, kept_instance: dg.DagsterInstance
 ) -> None:
-    record(instance, TODAY - timedelta(days=1), "EURUSD", partial=True)
-    record(instance, TODAY - timedelta(days=1), "BTCUSD")
-    record(instance, TODAY - timedelta(days=8), "us")
-    requests = tick(defs, instance, "nightly_history").run_requests or []
+    record(kept_instance, TODAY - timedelta(days=1), "EURUSD", partial=True)
+    record(kept_instance, TODAY - timedelta(days=1), "BTCUSD")
+    record(kept_instance, TODAY - timedelta(days=8), "us")
+    requests = tick(defs, kept_instance, "nightly_history").run_requests or []
     assert [
         (request.tags["dagster/asset_partition_range_start"], request.tags["dagster/asset_partition_range_end"])
         for request in requests
@@ -61,10 +70,12 @@ def test_symbols_that_were_not_loaded_lately_are_left_alone(partitions: BarParti
     assert nightly_ranges(partitions, {}, TODAY) == []
 
 
-def test_the_hourly_repair_runs_once_something_was_loaded(defs: dg.Definitions, instance: dg.DagsterInstance) -> None:
-    record(instance, date(2019, 5, 1), "EURUSD")
-    assert len(tick(defs, instance, "hourly_gap_repair").run_requests or []) == 1
-    assert not tick(defs, instance, "nightly_history").run_requests  # 2019 is not followed
+def test_the_hourly_repair_runs_once_something_was_loaded(
+    defs: dg.Definitions, kept_instance: dg.DagsterInstance
+) -> None:
+    record(kept_instance, date(2019, 5, 1), "EURUSD")
+    assert len(tick(defs, kept_instance, "hourly_gap_repair").run_requests or []) == 1
+    assert not tick(defs, kept_instance, "nightly_history").run_requests  # 2019 is not followed
 
 
 def test_the_newest_loaded_day_counts_within_the_followed_days(

@@ -137,3 +137,20 @@ def test_overlapping_ranges_are_refused(client: Client) -> None:
     one = whole(minutes(10))
     with pytest.raises(ValueError, match="overlap"):
         BarStore(client).series_digests([one, one._replace(start_ts=one.end_ts)])
+
+
+@pytest.mark.parametrize("symbols", [3, 12])
+def test_ranges_of_many_symbols_years_apart(client: Client, symbols: int) -> None:
+    store = BarStore(client)
+    frames = [
+        minutes(20, START + timedelta(days=400 * year + number), symbol=f"FAR{symbols}N{number}", seed=number + year)
+        for number in range(symbols)
+        for year in range(2)
+    ]
+    store.insert_frame(pl.concat(frames))
+    # what lies between the ranges, and another series at their times, must not be counted
+    store.insert_frame(
+        pl.concat([bar(START + timedelta(days=200), symbol=f"FAR{symbols}N{n}") for n in range(symbols)])
+    )
+    store.insert_frame(minutes(20, frames[0]["ts"][0], symbol=frames[0]["symbol"][0], timeframe="5m", seed=99))
+    assert store.series_digests([whole(f) for f in frames]) == [(20, value_digest(f)) for f in frames]

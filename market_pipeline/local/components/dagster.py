@@ -16,7 +16,7 @@ import structlog
 
 from market_pipeline.local import locks
 from market_pipeline.local.components.base import Component, Context, ProbeFailed, ProbeUnknown
-from market_pipeline.local.environment import dagster_variables, install_dagster_yaml
+from market_pipeline.local.environment import dagster_variables
 from market_pipeline.local.layout import write_private
 from market_pipeline.local.ports import LOOPBACK
 from market_pipeline.local.processes import Launch
@@ -61,11 +61,10 @@ class _Dagster(Component):
         return self.home.run / "workspace.yaml"
 
     def prepare(self) -> None:
-        """Write DAGSTER_HOME/dagster.yaml, and a workspace that points at the supervised code server.
+        """Write a workspace that points at the supervised code server.
 
         The location has the name that plain `dagster dev` gives it, so that both see the same jobs and schedules.
         """
-        install_dagster_yaml(self.home, self.context.project_dir)
         server = {"host": LOOPBACK, "port": self.context.ports["dagster-code"], "location_name": self.context.module}
         write_private(self.workspace, json.dumps({"load_from": [{"grpc_server": server}]}, indent=2) + "\n")
 

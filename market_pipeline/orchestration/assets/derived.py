@@ -10,7 +10,7 @@ import dagster as dg
 
 from market_pipeline.market.instruments import Instruments
 from market_pipeline.market.timeframes import DERIVED, TIMEFRAMES
-from market_pipeline.orchestration.assets.minutes import MINUTES
+from market_pipeline.orchestration.assets.minutes import MINUTES, POOL
 from market_pipeline.orchestration.columns import bar_metadata
 from market_pipeline.orchestration.event_metadata import Metadata, derived_metadata
 from market_pipeline.orchestration.failures import readable_failures
@@ -49,6 +49,7 @@ def _daily(partitions: BarPartitions) -> dg.AssetsDefinition:
         can_subset=True,
         partitions_def=partitions.daily,
         backfill_policy=dg.BackfillPolicy.single_run(),
+        pool=POOL,
         description="Folds the winning minutes into every selected timeframe in one read, and the weeks they touch.",
     )
     def derived_bars(context: dg.AssetExecutionContext, bus: BusResource, stores: StoresResource):  # type: ignore[no-untyped-def]  # Dagster reads a generator's annotation as the type of an output
@@ -73,6 +74,7 @@ def _weekly(partitions: BarPartitions) -> dg.AssetsDefinition:
         deps=[dg.AssetDep(bars_key("1d"), partition_mapping=partitions.week_of_days)],
         partitions_def=partitions.weekly,
         backfill_policy=dg.BackfillPolicy.single_run(),
+        pool=POOL,
         group_name=spec.group_name,
         kinds=spec.kinds,
         tags={"timeframe": WEEKLY},

@@ -16,6 +16,9 @@ from market_pipeline.orchestration.run_identity import asked_keys, root_run_id, 
 from market_pipeline.orchestration.run_log import service_log
 from market_pipeline.orchestration.wanted import describe, wanted_days
 
+POOL = "history"
+"""Holds fewer runs than the queue lets run at once, so that a slot is always left for what is not history."""
+
 VENDOR = dg.AssetKey("vendor_minutes")
 MINUTES = dg.AssetKey("bars_1m")
 
@@ -51,6 +54,7 @@ def build_minutes(partitions: BarPartitions) -> dg.AssetsDefinition:
         partitions_def=partitions.daily,
         backfill_policy=dg.BackfillPolicy.single_run(),
         group_name="minutes",
+        pool=POOL,
         kinds={"clickhouse", "nats", "polars"},
         tags={"timeframe": "1m"},
         metadata=bar_metadata("1m"),

@@ -1,7 +1,7 @@
 """The asset checks as Dagster sees them: unpartitioned, one result a run, with a table of the bad partitions."""
 # no `from __future__ import annotations`: Dagster reads the annotations of ops and checks when it builds them
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,22 @@ GAPS, SANITY, FRESHNESS, PARTIAL_CLOSED, AGREEMENT = (
     "partial_closed",
     "agrees_with_parent",
 )
+_MINUTE_CHECKS = {
+    SANITY: (
+        "Every bar can be true of a market: low ≤ open, close ≤ high, prices above 0. Blocks the derived bars of the "
+        "same run. A malformed row never gets this far: it is a dead letter."
+    ),
+    GAPS: (
+        "No minute that the calendar expects is missing. Red: missing, and the vendor was not asked again. Yellow: the "
+        "vendor gave nothing for longer than is usual for the instrument. Looks back to now − settle − lateness. Does "
+        "not block derived bars: they carry `complete` instead."
+    ),
+    FRESHNESS: (
+        "Each followed symbol has the bars that are due, counted in open-market minutes. A symbol of which no recent "
+        "day was ever loaded is listed, and is not stale. A sensor evaluates this every five minutes."
+    ),
+    PARTIAL_CLOSED: "No day that is over was last loaded while it was still running (`partial: true`).",
+}
 _NEWEST, _SPREAD, _RECENT, _MOST_SYMBOLS = 7, 14, 7, 50
 
 _AGREEMENT = """The fold of the parent's stored bars equals the stored bars of this timeframe.
@@ -44,63 +60,37 @@ week."""
 
 def build_checks(partitions: BarPartitions) -> list[dg.AssetChecksDefinition]:
     """Build the checks of minutes and of derived bars."""
-    return [*_minute_checks(partitions), _agreement(partitions, weekly=False), _agreement(partitions, weekly=True)]
+    return [_minute_checks(partitions), _agreement(partitions, weekly=False), _agreement(partitions, weekly=True)]
 
 
-def _minute_checks(partitions: BarPartitions) -> list[dg.AssetChecksDefinition]:
-    instruments = partitions.instruments
+def _minute_checks(partitions: BarPartitions) -> dg.AssetChecksDefinition:
+    """Build the checks of minutes as one step: for each step of checks Dagster lists every partition of the asset."""
 
-    @dg.asset_check(
-        asset=MINUTES,
-        name=GAPS,
-        description=(
-            "No minute that the calendar expects is missing. Red: missing, and the vendor was not asked again. "
-            "Yellow: the vendor gave nothing for longer than is usual for the instrument. Looks back to now − settle "
-            "− lateness. Does not block derived bars: they carry `complete` instead."
-        ),
+    @dg.multi_asset_check(
+        name="minute_checks",
+        specs=[
+            dg.AssetCheckSpec(name, asset=MINUTES, description=text, blocking=name == SANITY)
+            for name, text in _MINUTE_CHECKS.items()
+        ],
+        can_subset=True,
     )
-    def gaps(context: dg.AssetCheckExecutionContext, stores: StoresResource) -> dg.AssetCheckResult:
+    def minute_checks(context: dg.AssetCheckExecutionContext, stores: StoresResource) -> Iterator[dg.AssetCheckResult]:
+        chosen = {check.name for check in context.selected_asset_check_keys}
+        instruments, now = partitions.instruments, datetime.now(UTC)
         with readable_failures(), stores.open() as opened:
             days = run_days(context.run, partitions)
             settings = platform_settings(stores).history
-            return evaluate_gaps(opened, instruments, settings, datetime.now(UTC), days).result()
+            judges: dict[str, Callable[[], Verdict]] = {
+                SANITY: lambda: evaluate_sanity(opened, instruments, settings, now, days),
+                GAPS: lambda: evaluate_gaps(opened, instruments, settings, now, days),
+                FRESHNESS: lambda: freshness_verdict(context.instance, opened, partitions, now),
+                PARTIAL_CLOSED: lambda: partial_verdict(context.instance, partitions, now),
+            }
+            for name, judge in judges.items():
+                if name in chosen:
+                    yield judge().result(asset_key=MINUTES, check_name=name)
 
-    @dg.asset_check(
-        asset=MINUTES,
-        name=SANITY,
-        blocking=True,
-        description=(
-            "Every bar can be true of a market: low ≤ open, close ≤ high, prices above 0. Blocks the derived bars of "
-            "the same run. A malformed row never gets this far: it is a dead letter."
-        ),
-    )
-    def ohlc_sanity(context: dg.AssetCheckExecutionContext, stores: StoresResource) -> dg.AssetCheckResult:
-        with readable_failures(), stores.open() as opened:
-            days = run_days(context.run, partitions)
-            settings = platform_settings(stores).history
-            return evaluate_sanity(opened, instruments, settings, datetime.now(UTC), days).result()
-
-    @dg.asset_check(
-        asset=MINUTES,
-        name=FRESHNESS,
-        description=(
-            "Each followed symbol has the bars that are due, counted in open-market minutes. A symbol of which no "
-            "recent day was ever loaded is listed, and is not stale. A sensor evaluates this every five minutes."
-        ),
-    )
-    def freshness(context: dg.AssetCheckExecutionContext, stores: StoresResource) -> dg.AssetCheckResult:
-        with readable_failures(), stores.open() as opened:
-            return freshness_verdict(context.instance, opened, partitions, datetime.now(UTC)).result()
-
-    @dg.asset_check(
-        asset=MINUTES,
-        name=PARTIAL_CLOSED,
-        description="No day that is over was last loaded while it was still running (`partial: true`).",
-    )
-    def partial_closed(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
-        return partial_verdict(context.instance, partitions, datetime.now(UTC)).result()
-
-    return [gaps, ohlc_sanity, freshness, partial_closed]
+    return minute_checks
 
 
 def freshness_verdict(

@@ -57,10 +57,9 @@ def judge_freshness(
     if stale:
         shown = ", ".join(stale[:5]) + (f" and {len(stale) - 5} more" if len(stale) > 5 else "")
         return Verdict("error", f"bars are overdue for {shown}", numbers, table, "symbols")
-    names = f"{len(followed)} followed symbol{'' if len(followed) == 1 else 's'}"
-    sentence = (
-        f"{names} up to date: all due bars are there" if followed else "no symbol was loaded lately: none is followed"
-    )
+    sentence = "every symbol that is followed has the bars that are due"
+    if not followed:
+        sentence = "no symbol was loaded lately, so that none is followed"
     return Verdict("pass", sentence, numbers, table, "symbols")
 
 

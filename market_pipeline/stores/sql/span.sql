@@ -1,4 +1,4 @@
-SELECT min(ts) AS first, max(ts) AS last, uniqExact(ts) AS rows
+SELECT min(ts) AS first, max(ts) AS last, groupBitmap(toUInt32(toUnixTimestamp(ts))) AS rows
 FROM bars FINAL
 WHERE symbol = {symbol:String} AND timeframe = {timeframe:String}
 HAVING rows > 0

@@ -13,3 +13,5 @@ WHERE symbol IN {symbols:Array(String)}
     )
 ORDER BY symbol, timeframe, ts
 LIMIT {limit:UInt32}
+-- as in winners.sql
+SETTINGS optimize_read_in_order = 0

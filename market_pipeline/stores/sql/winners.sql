@@ -12,3 +12,5 @@ FROM
     ORDER BY ts, complete DESC, rank DESC
     LIMIT 1 BY ts
 )
+-- Sorting what the partitions give in parallel takes half the time of merging them in order.
+SETTINGS optimize_read_in_order = 0, do_not_merge_across_partitions_select_final = 1
