@@ -112,6 +112,46 @@ class HistorySettings(_Section):
     gap_attempts: int = Field(default=2, ge=1)
 
 
+class StreamSettings(_Section):
+    """How live quotes and trades are collected.
+
+    url: ws or wss address of the vendor's streams; empty: derived from `vendor.base_url`.
+    separator: between the currencies of a pair when subscribing; both are understood in what arrives.
+    silence_s: without data for so long, in market hours, a connection is given up.
+    cooldown_s: after the vendor said that the key has a connection already.
+    stable_s: life of a connection after which the pauses between attempts begin small again.
+    queue: ticks that wait in memory at most; more are dropped, counted, and their interval is recorded as lost.
+    batch_ms, batch_ticks: a micro-batch is published after so long, or with so many ticks.
+    heartbeat_s: the longest pause between two batches of a symbol while its market is open.
+    lease_ttl_s: after so long without a sign of life another collector takes over.
+    """
+
+    url: str = ""
+    separator: Literal["/", "-"] = "/"
+    silence_s: float = Field(default=20.0, gt=0)
+    cooldown_s: float = Field(default=60.0, ge=0)
+    stable_s: float = Field(default=10.0, ge=0)
+    handshake_timeout_s: float = Field(default=10.0, gt=0)
+    ack_timeout_s: float = Field(default=10.0, gt=0)
+    backoff_initial_s: float = Field(default=0.5, gt=0)
+    backoff_max_s: float = Field(default=30.0, gt=0)
+    queue: int = Field(default=65_536, ge=1)
+    batch_ms: float = Field(default=25.0, ge=0, le=1000)
+    batch_ticks: int = Field(default=256, ge=1, le=4096)
+    heartbeat_s: float = Field(default=1.0, gt=0)
+    lease_ttl_s: float = Field(default=10.0, ge=1)
+
+    @field_validator("url")
+    @classmethod
+    def _url(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if value and (parts.scheme not in {"ws", "wss"} or not parts.hostname):
+            raise ValueError(f"{value!r} is not a ws(s) address")
+        if parts.username or parts.password or parts.query:
+            raise ValueError("the address must not carry a user, a password or a query: set vendor.api_key instead")
+        return value.rstrip("/")
+
+
 class DagsterSettings(_Section):
     """Where Dagster keeps its runs and events, for messages only: Dagster itself reads dagster.yaml."""
 
@@ -136,6 +176,7 @@ class Settings(BaseSettings):
     postgres: PostgresSettings = PostgresSettings()
     vendor: VendorSettings = VendorSettings()
     history: HistorySettings = HistorySettings()
+    stream: StreamSettings = StreamSettings()
     dagster: DagsterSettings = DagsterSettings()
 
     @model_validator(mode="before")

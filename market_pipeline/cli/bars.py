@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -17,7 +19,17 @@ if TYPE_CHECKING:
 
 Home = Annotated[Path | None, typer.Option(help="The stack's folder.", envvar="MARKET_PIPELINE_HOME")]
 _TERMINAL_ROWS = 20
-_SHOWN = ("ts", "open", "high", "low", "close", "volume", "vwap", "trades", "complete", "source")
+_SHOWN = ("ts", "open", "high", "low", "close", "volume", "trades", "complete")
+_FACTS = ("origin", "open", "high", "low", "close", "volume", "vwap", "trades", "complete", "revision")
+STAGE_COLUMNS = (
+    "fetched_at",
+    "received_at",
+    "decoded_at",
+    "encoded_at",
+    "published_at",
+    "bridge_received_at",
+    "inserted_at",
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -32,27 +44,26 @@ def register(app: typer.Typer) -> None:
         ] = None,
         end: Annotated[str | None, typer.Option("--to", help="End, exclusive; default: now.")] = None,
         limit: Annotated[int | None, typer.Option(help="The newest so many bars of the range.", min=1)] = None,
-        csv: Annotated[Path | None, typer.Option(help="Write CSV to this file (- for the terminal).")] = None,
-        parquet: Annotated[Path | None, typer.Option(help="Write Parquet to this file.")] = None,
+        csv: Annotated[bool, typer.Option("--csv", help="Write CSV, to FILE or the standard output.")] = False,
+        parquet: Annotated[
+            bool, typer.Option("--parquet", help="Write Parquet, to FILE or the standard output.")
+        ] = False,
+        file: Annotated[Path | None, typer.Argument(help="Where --csv or --parquet write to.")] = None,
         home: Home = None,
     ) -> None:
         """Show the winning bars of a range, or write them to a file; without --from the newest ones."""
-        if csv is not None and parquet is not None:
+        if csv and parquet:
             raise typer.BadParameter("choose --csv or --parquet")
-        to_file = csv is not None or parquet is not None
-        if limit is None and (start is None or not to_file):
+        if file is not None and not (csv or parquet):
+            raise typer.BadParameter(f"say in which format {file} is to be written: --csv or --parquet")
+        if limit is None and (start is None or not (csv or parquet)):
             limit = _TERMINAL_ROWS
         frame, found = _read(symbol, timeframe, start, end, limit, home)
         console = Console()
-        if parquet is not None:
-            frame.write_parquet(parquet)
-        elif csv is not None and str(csv) != "-":
-            frame.write_csv(csv)
-        elif csv is not None:
-            typer.echo(frame.write_csv(), nl=False)
-            return
-        if to_file:
-            console.print(f"{frame.height:,} bars written to {parquet or csv}")
+        if csv or parquet:
+            _write(frame, file, as_csv=csv)
+            if file is not None:
+                console.print(f"{frame.height:,} bars written to {file}", soft_wrap=True)
             return
         console.print(_bars_table(frame, symbol, timeframe))
         if frame.height < found:
@@ -84,7 +95,8 @@ def register(app: typer.Typer) -> None:
             raise typer.Exit(1)
         console.print(_rows_table(rows, f"{symbol} {timeframe} {opened:%Y-%m-%d %H:%M:%S} UTC: stored rows"))
         if lines:
-            console.print(_batches_table(lines))
+            for line in lines:
+                console.print(_batch_table(line))
         else:
             console.print("The ingest ledger keeps batches for 90 days; those of this bar are older.")
 
@@ -105,51 +117,61 @@ def _read(
     return (frame if limit is None else frame.tail(limit)), frame.height
 
 
+def _write(frame: pl.DataFrame, file: Path | None, *, as_csv: bool) -> None:
+    """Write the bars to a file, or to the standard output, which must not be a terminal for Parquet."""
+    if file is None and not as_csv and sys.stdout.isatty():
+        raise typer.BadParameter("Parquet is no text: name a file, or send the output into one")
+    target = sys.stdout.buffer if file is None else file
+    frame.write_csv(target) if as_csv else frame.write_parquet(target)
+
+
 def _bars_table(frame: pl.DataFrame, symbol: str, timeframe: str) -> Table:
-    table = Table(title=f"{frame['symbol'][0] if frame.height else symbol} {timeframe}, UTC")
+    table = Table(title=f"{frame['symbol'][0] if frame.height else symbol} {timeframe}, UTC", box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for name in _SHOWN:
-        table.add_column(name, justify="left" if name in ("ts", "source") else "right")
+        table.add_column(name, justify="left" if name in ("ts", "source") else "right", no_wrap=True)
     for row in frame.select(_SHOWN).iter_rows(named=True):
-        table.add_row(*(_shown(value) for value in row.values()))
+        table.add_row(*(f"{v:.6g}" if n == "volume" else _shown(v) for n, v in row.items()))
     return table
 
 
 def _rows_table(rows: pl.DataFrame, title: str) -> Table:
-    names = ("source", "origin", "open", "high", "low", "close", "volume", "vwap", "trades", "complete", "revision")
-    table = Table(title=title)
-    for name in (*names, "state", "batch_id", "ingested_at"):
-        table.add_column(name)
-    for row in rows.iter_rows(named=True):
-        state = "withdrawn" if row["is_deleted"] else ""
-        values = [*(row[name] for name in names), state, row["batch_id"], row["ingested_at"]]
-        table.add_row(*(_shown(value) for value in values))
+    """Return one column a stored row, so that any number of facts fits any terminal."""
+    records = rows.to_dicts()
+    table = Table(title=title, box=SIMPLE_HEAD)
+    table.add_column("source")
+    for record in records:
+        table.add_column(str(record["source"]) + (" (withdrawn)" if record["is_deleted"] else ""), no_wrap=True)
+    for name in (*_FACTS, "batch_id", "ingested_at"):
+        table.add_row(name, *(_shown(record[name]) for record in records))
     return table
 
 
-def _batches_table(lines: list[IngestRow]) -> Table:
-    table = Table(title="Batches that brought them")
-    names = ("batch_id", "source", "outcome", "rows", "run_id", "vendor_request_id")
-    stages = (
-        "fetched_at",
-        "received_at",
-        "decoded_at",
-        "encoded_at",
-        "published_at",
-        "bridge_received_at",
-        "inserted_at",
-    )
-    for name in (*names, *stages):
-        table.add_column(name, overflow="fold")
-    for line in lines:
-        table.add_row(*(_shown(getattr(line, name)) for name in (*names, *stages)))
+def _batch_table(line: IngestRow) -> Table:
+    """Return what a batch was and when it passed each stage, with the milliseconds since the stage before."""
+    table = Table(title=f"batch {line.batch_id}", box=SIMPLE_HEAD, show_header=False, title_justify="left")
+    for name in ("source", "outcome", "rows", "new_rows", "restated_rows", "unchanged_rows", "subject", "stream_seq"):
+        table.add_row(name, _shown(getattr(line, name)), "")
+    for name in ("run_id", "correlation_id", "vendor_request_id"):
+        table.add_row(name, _shown(getattr(line, name)), "")
+    before: datetime | None = None
+    for name in STAGE_COLUMNS:
+        at = getattr(line, name)
+        if at is None:
+            continue
+        table.add_row(name, _shown(at), "" if before is None else f"+{(at - before).total_seconds() * 1000:.0f} ms")
+        before = at
     return table
 
 
 def _shown(value: object) -> str:
     if value is None:
         return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, datetime):
-        return value.strftime("%Y-%m-%d %H:%M:%S.%f")[: 23 if value.microsecond else 19]
+        if not (value.second or value.microsecond):
+            return value.strftime("%Y-%m-%d %H:%M")
+        return value.strftime("%Y-%m-%d %H:%M:%S.%f")[:23]
     if isinstance(value, float):
         return f"{value:.10g}"
     return str(value)

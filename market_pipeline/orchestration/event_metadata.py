@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Metadata = dict[str, Any]
 
 MOST_TABLE_ROWS = 50
+_GAP_COLUMNS = ("symbol", "start_ts", "end_ts", "minutes", "cause", "state", "attempts", "last_attempt")
 PARTIAL = "partial"
 """True where the day or week was still running, or not yet settled, when it was loaded."""
 
@@ -41,7 +42,6 @@ def minutes_metadata(
         expected, missing = sum(r["expected"] for r in rows), sum(r["missing"] for r in rows)
         count = sum(r["rows"] for r in rows)
         out[str(key)] = {
-            "dagster/row_count": count,
             "dagster/partition_row_count": count,
             "expected minutes": expected,
             "missing minutes": missing,
@@ -75,7 +75,6 @@ def derived_metadata(
         rows = [days[s][day] for s in _symbols(partition, instruments) if day in days.get(s, {})]
         count = sum(r["rows"] for r in rows)
         out[str(key)] = {
-            "dagster/row_count": count,
             "dagster/partition_row_count": count,
             "complete bars": sum(r["complete"] for r in rows),
             PARTIAL: datetime.combine(day, time(), UTC) + length > now - settle,
@@ -86,10 +85,10 @@ def derived_metadata(
         picture = sparkline([r["rows"] for s in symbols for r in days.get(s, {}).values()])
         out[last].update(
             {
+                **({"picture": dg.MetadataValue.md(picture)} if picture else {}),
                 **_counts(counts),
                 "minutes read by the run": report.minutes_read,
                 "seconds of the run": round(report.seconds, 3),
-                **({"picture": dg.MetadataValue.md(picture)} if picture else {}),
             }
         )
     return out
@@ -108,32 +107,37 @@ def frame_table(frame: pl.DataFrame, *, most: int = MOST_TABLE_ROWS) -> dg.Table
 
 def _load_summary(report: LoadReport, symbols: Iterable[str]) -> Metadata:
     loads = [report.symbols[s] for s in symbols if s in report.symbols]
-    frames = [load.days for load in loads if load.days.height]
-    gaps = [load.gaps for load in loads if load.gaps.height]
-    summary: Metadata = _counts([load.counts for load in loads])
+    summary: Metadata = _range_summary([load.days for load in loads if load.days.height])
+    summary.update(_counts([load.counts for load in loads]))
     summary["vendor requests"] = sum(load.requests for load in loads)
     summary["requests skipped (checkpoint)"] = sum(load.skipped_requests for load in loads)
     summary["empty answers"] = sum(load.empty_answers for load in loads)
     summary["retries of the run"] = sum(report.retries.values())
-    summary["rows per second"] = round(report.rows_per_second, 1)
+    summary["rows per second of the run"] = round(report.rows_per_second, 1)
     summary["seconds of the run"] = round(report.seconds, 3)
-    if report.latency_ms:
-        summary["latency (ms)"] = dg.MetadataValue.json({name: round(ms, 1) for name, ms in report.latency_ms.items()})
-    if frames:
-        days = pl.concat(frames).group_by("date").agg(pl.col("rows", "expected", "missing").sum()).sort("date")
-        expected, missing = int(days["expected"].sum()), int(days["missing"].sum())
-        summary["range"] = f"{days['date'][0]} to {days['date'][-1]}"
-        summary["coverage of the range"] = 1.0 if expected == 0 else 1.0 - missing / expected
-        summary["missing minutes of the range"] = missing
-        open_days = days.filter(pl.col("expected") > 0)
-        shares = (1.0 - open_days["missing"] / open_days["expected"]).to_list()
-        if picture := coverage_strip(shares):
-            summary["picture"] = dg.MetadataValue.md(picture)
+    gaps = [load.gaps for load in loads if load.gaps.height]
     if gaps:
         table = pl.concat(gaps, how="diagonal_relaxed").sort("minutes", descending=True)
-        summary["gaps"] = frame_table(table)
         summary["gaps in all"] = table.height
+        summary["gaps"] = frame_table(table.select(name for name in _GAP_COLUMNS if name in table.columns))
+    if report.latency_ms:
+        summary["latency (ms)"] = dg.MetadataValue.json({name: round(ms, 1) for name, ms in report.latency_ms.items()})
     return summary
+
+
+def _range_summary(frames: Sequence[pl.DataFrame]) -> Metadata:
+    if not frames:
+        return {}
+    days = pl.concat(frames).group_by("date").agg(pl.col("rows", "expected", "missing").sum()).sort("date")
+    expected, missing = int(days["expected"].sum()), int(days["missing"].sum())
+    open_days = days.filter(pl.col("expected") > 0)
+    picture = coverage_strip((1.0 - open_days["missing"] / open_days["expected"]).to_list())
+    return {
+        **({"picture": dg.MetadataValue.md(picture)} if picture else {}),
+        "range": f"{days['date'][0]} to {days['date'][-1]}",
+        "coverage of the range": 1.0 if expected == 0 else 1.0 - missing / expected,
+        "missing minutes of the range": missing,
+    }
 
 
 def _counts(parts: Iterable[SeriesCounts]) -> Metadata:
@@ -142,7 +146,7 @@ def _counts(parts: Iterable[SeriesCounts]) -> Metadata:
         for field in fields(counts):
             total[field.name] += getattr(counts, field.name)
     names = ("new", "restated", "unchanged", "withdrawn", "superseded", "rejected", "batches", "republished")
-    return {"rows of the range": total["rows"], **{name: total[name] for name in names}}
+    return {"dagster/row_count": total["rows"], **{name: total[name] for name in names}}
 
 
 def _symbols(partition: str, instruments: Instruments) -> list[str]:

@@ -70,6 +70,11 @@ def market_of(ticker: str) -> Market | None:
     return next((market for market, form in _FORMS if form.fullmatch(ticker)), None)
 
 
+def listed(market: Market) -> list[str]:
+    """Return the market's well-known tickers: what a subscription to all of them means, for any ticker exists."""
+    return [ticker for ticker in _LEVELS if market_of(ticker) == market]
+
+
 @lru_cache(maxsize=4096)
 def profile(ticker: str) -> Profile:
     """Return the ticker's properties.

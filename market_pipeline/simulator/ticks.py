@@ -74,7 +74,7 @@ def ticks_of(ticker: str, bars: Bars, seed: int) -> Ticks:
     number = np.arange(len(ts)) - np.searchsorted(minute, minute)
     sample = Ticks(ts, number, real.bid[shown], real.ask[shown], np.full(len(ts), np.nan))
     before, after = np.searchsorted(made.ts, (start, end))
-    return _joined([made.take(slice(0, before)), sample, made.take(slice(after, None))])
+    return joined([made.take(slice(0, before)), sample, made.take(slice(after, None))])
 
 
 def seconds_of(ticker: str, bars: Bars, seed: int) -> Bars:
@@ -105,6 +105,13 @@ def fold_ticks(ticks: Ticks, window_ms: int) -> Bars:
         volume=volume,
         vwap=(np.add.reduceat(ticks.price * weight, at) / np.add.reduceat(weight, at)).round(6),
         trades=trades,
+    )
+
+
+def joined(parts: list[Ticks]) -> Ticks:
+    """Join parts that follow each other in time."""
+    return Ticks(
+        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("ts", "number", "price", "ask", "size"))
     )
 
 
@@ -163,9 +170,3 @@ def _sizes(ticker: str, bars: Bars, of_bar: Int64Array, first: Int64Array, share
     size = size.round(8)
     size[last] = (bars.volume - np.add.reduceat(size, first)).round(8)
     return size
-
-
-def _joined(parts: list[Ticks]) -> Ticks:
-    return Ticks(
-        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("ts", "number", "price", "ask", "size"))
-    )

@@ -84,8 +84,8 @@ def load_report(wanted: dict[str, list[tuple[date, date]]], partial_from: date) 
         )
         start = datetime(2024, 3, 4, 10, tzinfo=UTC)
         gaps = pl.DataFrame(
-            [(symbol, start, start + timedelta(minutes=10), 10, "vendor_missing", "open", 1)],
-            schema=GAP_SCHEMA,
+            [(symbol, start, start + timedelta(minutes=10), 10, "vendor_missing", "open", 1, 7)],
+            schema=LEDGER_SCHEMA,
             orient="row",
         )
         counts = SeriesCounts(rows=1430 * days.height, new=1430 * days.height)

@@ -62,8 +62,7 @@ def test_each_partition_has_its_numbers_and_the_last_of_a_symbol_the_summary(
     minutes = events(instance, MINUTES)
     first, last = values(minutes["2024-03-04|us"]), values(minutes["2024-03-06|us"])
     assert first == {
-        "dagster/row_count": 2860,  # two instruments share the partition
-        "dagster/partition_row_count": 2860,
+        "dagster/partition_row_count": 2860,  # two instruments share the partition
         "expected minutes": 2880,
         "missing minutes": 20,
         "coverage": pytest.approx(2860 / 2880),
@@ -80,7 +79,7 @@ def test_each_partition_has_its_numbers_and_the_last_of_a_symbol_the_summary(
     assert page.asset_materialization is not None
     assert "picture" in page.asset_materialization.metadata  # whichever partition it is that the asset's page shows
     derived = values(events(instance, bars_key("1h"))["2024-03-06|EURUSD"])
-    assert (derived["dagster/row_count"], derived["complete bars"], derived["partial"]) == (7, 6, False)
+    assert (derived["dagster/partition_row_count"], derived["complete bars"], derived["partial"]) == (7, 6, False)
 
 
 def test_the_touched_weeks_are_recorded_with_the_days(

@@ -1,7 +1,7 @@
 """The asset checks as Dagster sees them: unpartitioned, one result a run, with a table of the bad partitions."""
 # no `from __future__ import annotations`: Dagster reads the annotations of ops and checks when it builds them
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from market_pipeline.orchestration.checks.evaluate import (
 )
 from market_pipeline.orchestration.checks.freshness_rules import judge_partial
 from market_pipeline.orchestration.checks.scope import run_days, sample_days
-from market_pipeline.orchestration.checks.verdict import Verdict
+from market_pipeline.orchestration.checks.verdict import Verdict, report
 from market_pipeline.orchestration.failures import readable_failures
 from market_pipeline.orchestration.loaded import last_loaded_days, partial_partitions
 from market_pipeline.orchestration.partitions import BarPartitions
@@ -66,15 +66,13 @@ def build_checks(partitions: BarPartitions) -> list[dg.AssetChecksDefinition]:
 def _minute_checks(partitions: BarPartitions) -> dg.AssetChecksDefinition:
     """Build the checks of minutes as one step: for each step of checks Dagster lists every partition of the asset."""
 
-    @dg.multi_asset_check(
-        name="minute_checks",
-        specs=[
-            dg.AssetCheckSpec(name, asset=MINUTES, description=text, blocking=name == SANITY)
-            for name, text in _MINUTE_CHECKS.items()
-        ],
-        can_subset=True,
-    )
-    def minute_checks(context: dg.AssetCheckExecutionContext, stores: StoresResource) -> Iterator[dg.AssetCheckResult]:
+    specs = {
+        name: dg.AssetCheckSpec(name, asset=MINUTES, description=text, blocking=name == SANITY)
+        for name, text in _MINUTE_CHECKS.items()
+    }
+
+    @dg.multi_asset_check(name="minute_checks", specs=list(specs.values()), can_subset=True)
+    def minute_checks(context: dg.AssetCheckExecutionContext, stores: StoresResource):  # type: ignore[no-untyped-def]  # Dagster reads a generator's annotation
         chosen = {check.name for check in context.selected_asset_check_keys}
         instruments, now = partitions.instruments, datetime.now(UTC)
         with readable_failures(), stores.open() as opened:
@@ -88,7 +86,7 @@ def _minute_checks(partitions: BarPartitions) -> dg.AssetChecksDefinition:
             }
             for name, judge in judges.items():
                 if name in chosen:
-                    yield judge().result(asset_key=MINUTES, check_name=name)
+                    yield from report(context.instance, specs[name], judge())
 
     return minute_checks
 
@@ -109,23 +107,21 @@ def partial_verdict(instance: dg.DagsterInstance, partitions: BarPartitions, now
 
 def _agreement(partitions: BarPartitions, *, weekly: bool) -> dg.AssetChecksDefinition:
     codes = (WEEKLY,) if weekly else DAILY_DERIVED
-    by_asset = {bars_key(code): code for code in codes}
+    specs = {code: dg.AssetCheckSpec(AGREEMENT, asset=bars_key(code), description=_AGREEMENT) for code in codes}
 
     @dg.multi_asset_check(
-        name="weekly_agreement" if weekly else "derived_agreement",
-        specs=[dg.AssetCheckSpec(AGREEMENT, asset=key, description=_AGREEMENT) for key in by_asset],
-        can_subset=True,
+        name="weekly_agreement" if weekly else "derived_agreement", specs=list(specs.values()), can_subset=True
     )
-    def agreement(context: dg.AssetCheckExecutionContext, stores: StoresResource) -> Iterator[dg.AssetCheckResult]:
+    def agreement(context: dg.AssetCheckExecutionContext, stores: StoresResource):  # type: ignore[no-untyped-def]  # Dagster reads a generator's annotation
         now = datetime.now(UTC)
         with readable_failures(), stores.open() as opened:
             asked = run_days(context.run, partitions, weekly=weekly)
             days, sampled = _compared(asked, opened, partitions, now)
-            chosen = {by_asset[check.asset_key]: check for check in context.selected_asset_check_keys}
+            chosen = [code for code, spec in specs.items() if spec.key in context.selected_asset_check_keys]
             settings = platform_settings(stores).history
             verdicts = evaluate_agreement(opened, chosen, days, sampled=sampled, settings=settings, now=now)
             for code, verdict in verdicts.items():
-                yield verdict.result(asset_key=chosen[code].asset_key, check_name=chosen[code].name)
+                yield from report(context.instance, specs[code], verdict)
 
     return agreement
 

@@ -1,0 +1,1 @@
+DELETE FROM tick_batches WHERE last_ts < %(cutoff)s

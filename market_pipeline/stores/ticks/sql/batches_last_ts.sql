@@ -1,0 +1,1 @@
+SELECT max(last_ts) FROM tick_batches WHERE symbol = %(symbol)s

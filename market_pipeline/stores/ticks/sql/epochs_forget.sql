@@ -1,0 +1,1 @@
+UPDATE tick_epochs SET epoch = -1 WHERE symbol = ANY(%(symbols)s)

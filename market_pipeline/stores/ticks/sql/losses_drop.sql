@@ -1,0 +1,1 @@
+DELETE FROM tick_losses WHERE end_ts <= %(cutoff)s

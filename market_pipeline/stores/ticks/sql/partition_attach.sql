@@ -1,0 +1,1 @@
+ALTER TABLE market_ticks ATTACH PARTITION {partition} FOR VALUES FROM ({start}) TO ({end})

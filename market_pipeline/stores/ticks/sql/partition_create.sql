@@ -1,0 +1,1 @@
+CREATE TABLE IF NOT EXISTS {partition} (LIKE market_ticks INCLUDING ALL)

@@ -1,0 +1,1 @@
+SELECT pg_advisory_lock(hashtextextended('market_pipeline ticks', 0))

@@ -1,0 +1,1 @@
+COPY market_ticks ({columns}) FROM STDIN (FORMAT BINARY)

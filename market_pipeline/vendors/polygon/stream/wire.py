@@ -1,0 +1,103 @@
+"""One WebSocket: frames in, objects out, and no key in any log."""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import suppress
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import WebSocketException
+
+from market_pipeline.vendors.polygon.redaction import redact
+
+# The vendor sends what it has gathered as one frame: a burst after a pause must not end the connection.
+MAX_FRAME_BYTES = 16 * 1024 * 1024
+CLOSE_TIMEOUT_S = 1.0
+_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+FAILURES = (WebSocketException, OSError, TimeoutError, EOFError)
+"""What the library raises when a connection cannot be opened or is lost."""
+
+
+class _Connect(connect):
+    """Connect without following a redirect: the key would follow it to another host."""
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        return exc
+
+
+class _Redacted(logging.LoggerAdapter[logging.Logger]):
+    """Log for the library without the key: at DEBUG it prints every frame, the one with the key too."""
+
+    def __init__(self, secret: str) -> None:
+        super().__init__(logging.getLogger(__name__))
+        self._secret = secret
+
+    def process(self, msg: Any, kwargs: Any) -> tuple[Any, Any]:
+        return redact(str(msg), self._secret), kwargs
+
+    def log(self, level: int, msg: object, *args: Any, **kwargs: Any) -> None:
+        # The arguments hold the frames, so they are put in before the key is taken out.
+        if self.isEnabledFor(level):
+            super().log(level, str(msg) % args if args else str(msg), **kwargs)
+
+
+class Wire:
+    """Hold one open WebSocket to the vendor."""
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self._socket = socket
+
+    @classmethod
+    async def open(cls, url: str, *, secret: str, timeout_s: float) -> Wire:
+        """Open the connection; the key is not sent yet.
+
+        Raises: one of FAILURES.
+        """
+        return cls(
+            await _Connect(
+                url,
+                logger=_Redacted(secret),
+                compression=None,  # a frame must be read in microseconds
+                open_timeout=timeout_s,
+                close_timeout=CLOSE_TIMEOUT_S,
+                ping_interval=None,  # `ping` is sent by whoever needs to know when it was answered
+                max_size=MAX_FRAME_BYTES,
+                user_agent_header="market-pipeline",
+                proxy=None if urlsplit(url).hostname in _LOOPBACK else True,
+            )
+        )
+
+    async def receive(self) -> bytes:
+        """Return the next frame.
+
+        Raises: one of FAILURES, a clean close too.
+        """
+        return await self._socket.recv(decode=False)
+
+    async def send(self, message: dict[str, str]) -> None:
+        """Send one object."""
+        await self._socket.send(msgspec.json.encode(message).decode())
+
+    async def ping(self) -> int:
+        """Wait for the answer to a ping; return the epoch ms at which the ping was sent.
+
+        The vendor answers behind everything that it had sent before: so all of that has been received by then.
+        """
+        sent_ms = time.time_ns() // 1_000_000
+        await (await self._socket.ping())
+        return sent_ms
+
+    async def close(self) -> None:
+        """Close the connection, within CLOSE_TIMEOUT_S."""
+        with suppress(*FAILURES):
+            await self._socket.close()
+
+    @property
+    def close_reason(self) -> str:
+        """Say how the connection ended: code and reason, or nothing while it is open."""
+        code, reason = self._socket.close_code, self._socket.close_reason
+        return "" if code is None else f"{code} {reason or ''}".strip()
