@@ -29,13 +29,15 @@ _KEPT_MS = 10 * MINUTE_MS
 class _Block:
     start: int
     end: int
-    version: int
     lane: Int64Array
     ticks: Ticks
 
 
 class Feed:
-    """Give the events of some lanes, a stretch of time at once; the lanes of tickers that nobody knows are mute."""
+    """Give the events of some lanes, a stretch of time at once; the lanes of tickers that nobody knows are mute.
+
+    It holds for one `version` of the vendor's state: after a change take another.
+    """
 
     def __init__(self, state: VendorState, market: Market, lanes: Sequence[Lane]) -> None:
         known = [lane for lane in lanes if state.knows(lane.ticker)]
@@ -45,9 +47,9 @@ class Feed:
         self._bars = [lane for lane in known if lane.topic in BAR_TOPICS[market]]
         self._makers: list[TickMaker] = [tick_maker(lane.topic, lane.ticker, lane.pair) for lane in self._lanes]
         self._block: _Block | None = None
-        self._length = 1_000
+        self._length = _BLOCK_MS[0]
         self._kept: dict[str, tuple[int, int, Ticks]] = {}
-        self._version = state.version
+        self.version = state.version
 
     def take(self, start_ms: int, end_ms: int) -> list[Event]:
         """Return the events due in [start, end); a bar is due when its window ends."""
@@ -89,16 +91,14 @@ class Feed:
 
     def _block_at(self, at: int) -> _Block:
         block = self._block
-        if block is not None and block.start <= at < block.end and block.version == self._state.version:
+        if block is not None and block.start <= at < block.end:
             return block
-        if self._version != self._state.version:
-            self._kept, self._version = {}, self._state.version
         end = at + self._length
         parts = [self._ticks(lane.ticker, at, end) for lane in self._lanes]
         merged = joined(parts)
         lane = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
         order = np.argsort(merged.ts, kind="stable")
-        self._block = _Block(at, end, self._version, lane[order], merged.take(order))
+        self._block = _Block(at, end, lane[order], merged.take(order))
         # As many events a block as keep numpy's overhead small without holding up the stream while it is made.
         factor = min(4.0, _BLOCK_EVENTS / max(len(merged), 1))
         self._length = int(min(max(self._length * factor, _BLOCK_MS[0]), _BLOCK_MS[1]))

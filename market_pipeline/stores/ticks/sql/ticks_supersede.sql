@@ -1,4 +1,4 @@
--- Ticks that a collector of an older epoch sent as well are taken away one for one: of a value that one sent k times
+-- Ticks that a collector of another epoch, an older one, sent as well are taken away one for one: of a value that one sent k times
 -- and the other m times, max(k, m) stay.
 WITH fresh AS (
     SELECT t.*, row_number() OVER same AS copy
@@ -16,7 +16,8 @@ older AS (
     INNER JOIN tick_batches AS b ON t.batch_id = b.batch_id
     WHERE
         t.symbol = %(symbol)s AND t.ts BETWEEN %(start)s AND %(until)s
-        AND b.epoch < %(epoch)s
+        AND b.epoch <> %(epoch)s
+        AND b.seq < (SELECT min(seq) FROM tick_batches WHERE batch_id = ANY(%(fresh)s::bigint[]))
     WINDOW same AS (
         PARTITION BY t.ts, t.kind, t.bid, t.ask, t.price, t.size, t.exchange, t.conditions ORDER BY b.seq, t.n
     )

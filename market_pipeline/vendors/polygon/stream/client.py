@@ -7,6 +7,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NoReturn, Protocol
 
@@ -146,9 +147,7 @@ class PolygonStream:
             await asyncio.sleep(pause)
 
     async def _one_connection(self) -> None:
-        wire = await Wire.open(
-            self.url, secret=self._key.get_secret_value(), timeout_s=self._settings.handshake_timeout_s
-        )
+        wire = await Wire.open(self.url, timeout_s=self._settings.handshake_timeout_s)
         try:
             await self._authenticate(wire)
             await self._live(wire)
@@ -184,23 +183,24 @@ class PolygonStream:
         self.connected = True
         self._listener.opened(self)
         cause = "disconnect"
-        tasks = [asyncio.create_task(work) for work in (self._read(wire), self._ask(wire), self._ping(wire))]
+        read = asyncio.create_task(self._read(wire))
         watch = asyncio.create_task(self._watch_over())
+        tasks = (read, watch, asyncio.create_task(self._ask(wire)), asyncio.create_task(self._ping(wire)))
         try:
-            done, _ = await asyncio.wait([*tasks, watch], return_when=asyncio.FIRST_COMPLETED)
-            cause = watch.result() if watch in done else cause
+            # Asking and pinging just end when the connection is lost: the reader knows why.
+            await asyncio.wait((read, watch), return_when=asyncio.FIRST_COMPLETED)
+            if not read.done():
+                cause = watch.result()
         finally:
             self.connected = False
             self.counters.ended[cause] += 1
             self._listener.closed(self, cause)
-            for task in (*tasks, watch):
+            for task in tasks:
                 task.cancel()
-            ended = await asyncio.gather(*tasks, watch, return_exceptions=True)
-        if watch not in done:
-            # The reader knows best why: a ping fails of the same, with fewer words.
-            failures = [error for error in ended if isinstance(error, Exception)]
-            raise next((error for error in failures if isinstance(error, VendorAuthError)), failures[0])
-        raise VendorUnavailable(f"nothing came for {self._watch.bound_s:g} s ({cause})")
+            await asyncio.gather(*tasks, return_exceptions=True)
+        if not read.cancelled():
+            read.result()
+        raise VendorUnavailable(f"given up after {self._watch.bound_s:g} s without data ({cause})")
 
     async def _read(self, wire: Wire) -> NoReturn:
         """Parse and hand over: the vendor cuts off who reads slowly, so nothing else is awaited here."""
@@ -260,12 +260,13 @@ class PolygonStream:
         if event.status not in {"connected", "auth_success", "success"}:
             self._say("stream_status", status=event.status[:32], message=words)
 
-    async def _ask(self, wire: Wire) -> NoReturn:
+    async def _ask(self, wire: Wire) -> None:
         """Subscribe; name what is not acknowledged in time, and ask for it a few times more."""
         for attempt in range(1 + ASK_AGAIN):
             topics = [topic for topic in self.topics.asked if topic in self.missing]
-            for begin in range(0, len(topics), TOPICS_A_MESSAGE):
-                await wire.send({"action": "subscribe", "params": ",".join(topics[begin : begin + TOPICS_A_MESSAGE])})
+            with suppress(*FAILURES):
+                for batch in (topics[i : i + TOPICS_A_MESSAGE] for i in range(0, len(topics), TOPICS_A_MESSAGE)):
+                    await wire.send({"action": "subscribe", "params": ",".join(batch)})
             await asyncio.sleep(self._settings.ack_timeout_s)
             if not self.missing:
                 break
@@ -276,19 +277,18 @@ class PolygonStream:
                 count=len(self.missing),
                 attempt=attempt + 1,
             )
-        await asyncio.Event().wait()
-        raise AssertionError("nobody sets it")
 
-    async def _ping(self, wire: Wire) -> NoReturn:
+    async def _ping(self, wire: Wire) -> None:
         """Prove a quiet stream alive."""
-        while True:
-            sent_ms = await wire.ping()
-            # Frames that came in the same bytes before the pong woke the reader first: let it take them first.
-            await asyncio.sleep(0)
-            self.counters.pongs += 1
-            self.frame_at = time.monotonic()
-            self.alive_ms = max(self.alive_ms, sent_ms)
-            await asyncio.sleep(self._ping_s)
+        with suppress(*FAILURES):
+            while True:
+                sent_ms = await wire.ping()
+                # Frames that came in the same bytes before the pong woke the reader first: let it take them first.
+                await asyncio.sleep(0)
+                self.counters.pongs += 1
+                self.frame_at = time.monotonic()
+                self.alive_ms = max(self.alive_ms, sent_ms)
+                await asyncio.sleep(self._ping_s)
 
     async def _watch_over(self) -> str:
         """Return the cause for which the connection is to be given up."""

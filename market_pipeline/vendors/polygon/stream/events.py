@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from market_pipeline.errors import VendorBadAnswer
 from market_pipeline.market.ticks import QUOTE, TRADE
 
 Code = int | str | None
@@ -165,10 +166,10 @@ _EVENTS = msgspec.json.Decoder(list[Event])
 _RAW_EVENTS = msgspec.json.Decoder(list[msgspec.Raw])
 _EVENT = msgspec.json.Decoder(Event)
 _KIND = msgspec.json.Decoder(_Kind)
-_KNOWN = frozenset(kind.__struct_config__.tag for kind in Event.__args__)  # type: ignore[attr-defined]
+_KNOWN = frozenset(kind.__struct_config__.tag for kind in Event.__args__)
 
 
-class UnreadableFrame(Exception):
+class UnreadableFrame(VendorBadAnswer):
     """A frame that is no JSON array of objects: nobody can say what was in it."""
 
 

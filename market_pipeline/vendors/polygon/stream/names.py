@@ -31,13 +31,15 @@ class Topics:
     """What one connection asks for.
 
     market: forex, crypto or stocks. symbol_of: the key of each form in which the vendor may name a symbol.
-    asked: topic as it is sent (`C.EUR/USD`) → key. primary: the topics that bars are made of.
+    asked: topic as it is sent (`C.EUR/USD`) → key. primary: the topics that bars are made of. forms: a topic in any
+        spelling of an acknowledgement → as it is sent.
     """
 
     market: Market
     symbol_of: dict[str, str]
     asked: dict[str, str]
     primary: frozenset[str]
+    forms: dict[str, str]
 
     def acknowledged(self, message: str) -> list[str]:
         """Return the topics that a status message acknowledges, in the form in which they were asked for."""
@@ -45,8 +47,7 @@ class Topics:
         if not text.lower().startswith(_SUBSCRIBED):
             return []
         given = (_canonical(topic.strip()) for topic in text[len(_SUBSCRIBED) :].split(","))
-        forms = {_canonical(topic): topic for topic in self.asked}
-        return [forms[topic] for topic in given if topic in forms]
+        return [self.forms[topic] for topic in given if topic in self.forms]
 
 
 def topics_of(instruments: Iterable[Instrument], market: Market, separator: str = "/") -> Topics:
@@ -62,7 +63,7 @@ def topics_of(instruments: Iterable[Instrument], market: Market, separator: str 
         topics = [f"{topic}.{vendor_pair(instrument, separator)}" for topic in TOPICS[market]]
         asked |= dict.fromkeys(topics, instrument.key)
         primary.add(topics[0])
-    return Topics(market, symbol_of, asked, frozenset(primary))
+    return Topics(market, symbol_of, asked, frozenset(primary), {_canonical(topic): topic for topic in asked})
 
 
 def vendor_pair(instrument: Instrument, separator: str) -> str:

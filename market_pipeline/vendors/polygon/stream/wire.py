@@ -5,14 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import suppress
-from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
-
-from market_pipeline.vendors.polygon.redaction import redact
 
 # The vendor sends what it has gathered as one frame: a burst after a pause must not end the connection.
 MAX_FRAME_BYTES = 16 * 1024 * 1024
@@ -29,20 +26,11 @@ class _Connect(connect):
         return exc
 
 
-class _Redacted(logging.LoggerAdapter[logging.Logger]):
-    """Log for the library without the key: at DEBUG it prints every frame, the one with the key too."""
+class _NoFrames(logging.LoggerAdapter[logging.Logger]):
+    """Log for the library, but never at DEBUG: there it prints every frame, whole or in part, the key's too."""
 
-    def __init__(self, secret: str) -> None:
-        super().__init__(logging.getLogger(__name__))
-        self._secret = secret
-
-    def process(self, msg: Any, kwargs: Any) -> tuple[Any, Any]:
-        return redact(str(msg), self._secret), kwargs
-
-    def log(self, level: int, msg: object, *args: Any, **kwargs: Any) -> None:
-        # The arguments hold the frames, so they are put in before the key is taken out.
-        if self.isEnabledFor(level):
-            super().log(level, str(msg) % args if args else str(msg), **kwargs)
+    def isEnabledFor(self, level: int) -> bool:
+        return level > logging.DEBUG and super().isEnabledFor(level)
 
 
 class Wire:
@@ -52,7 +40,7 @@ class Wire:
         self._socket = socket
 
     @classmethod
-    async def open(cls, url: str, *, secret: str, timeout_s: float) -> Wire:
+    async def open(cls, url: str, *, timeout_s: float) -> Wire:
         """Open the connection; the key is not sent yet.
 
         Raises: one of FAILURES.
@@ -60,7 +48,7 @@ class Wire:
         return cls(
             await _Connect(
                 url,
-                logger=_Redacted(secret),
+                logger=_NoFrames(logging.getLogger(__name__)),
                 compression=None,  # a frame must be read in microseconds
                 open_timeout=timeout_s,
                 close_timeout=CLOSE_TIMEOUT_S,
@@ -95,9 +83,3 @@ class Wire:
         """Close the connection, within CLOSE_TIMEOUT_S."""
         with suppress(*FAILURES):
             await self._socket.close()
-
-    @property
-    def close_reason(self) -> str:
-        """Say how the connection ended: code and reason, or nothing while it is open."""
-        code, reason = self._socket.close_code, self._socket.close_reason
-        return "" if code is None else f"{code} {reason or ''}".strip()

@@ -1,0 +1,95 @@
+"""Daily partitions of market_ticks, where TimescaleDB is not there to keep them.
+
+There is no default partition: ticks of a day without a partition are refused, never put where no one looks for them.
+A partition is created as a table of its own and then attached, which other writers and readers don't wait for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Any
+
+import psycopg
+import structlog
+from psycopg import sql
+
+from market_pipeline.stores.ticks.sql_files import load_sql
+
+log = structlog.get_logger(__name__)
+
+AHEAD = timedelta(days=2)
+_PREFIX = "market_ticks_"
+_Connection = psycopg.AsyncConnection[tuple[Any, ...]]
+
+
+class Partitions:
+    """Know the partitions that are there, and create those that are missing."""
+
+    def __init__(self) -> None:
+        self._known: set[date] = set()
+
+    def forget(self) -> None:
+        """Look again the next time: another process dropped a partition."""
+        self._known.clear()
+
+    async def ensure(self, connection: _Connection, days: Iterable[date]) -> None:
+        """Create the partitions of the UTC days, of today and of the days ahead, unless they are there."""
+        today = datetime.now(UTC).date()
+        ahead = {today + timedelta(days=n) for n in range(AHEAD.days + 1)}
+        missing = ({*days} | ahead) - self._known
+        if not missing:
+            return
+        async with connection.transaction():
+            await connection.execute(load_sql("schema_lock"))
+            attached = {day for day, is_attached, _ in await listed(connection) if is_attached}
+            for day in sorted(missing - attached):
+                await _create(connection, day)
+        self._known |= attached | missing
+
+
+async def listed(connection: _Connection) -> list[tuple[date, bool, bool]]:
+    """Return (UTC day, attached, in the middle of being detached) of every table of a day, oldest first."""
+    rows = await (await connection.execute(load_sql("partitions"))).fetchall()
+    return [
+        (datetime.strptime(name.removeprefix(_PREFIX), "%Y%m%d").replace(tzinfo=UTC).date(), attached, detaching)
+        for name, attached, detaching in rows
+    ]
+
+
+async def drop_before(connection: _Connection, cutoff: date) -> int:
+    """Drop the partitions of the UTC days before `cutoff`, and return their number.
+
+    Writers and readers of other days don't wait. What an earlier call left half done is finished. The connection must
+    be in autocommit, and is closed by the caller: it holds the lock on the schema until then.
+    """
+    await connection.execute(load_sql("schema_lock_session"))
+    dropped = 0
+    for day, attached, detaching in await listed(connection):
+        if day >= cutoff:
+            break
+        names = {"partition": _name(day)}
+        if detaching:
+            await connection.execute(sql.SQL(load_sql("partition_detach_finalize")).format(**names))
+        elif attached:
+            await connection.execute(sql.SQL(load_sql("partition_detach")).format(**names))
+        await connection.execute(sql.SQL(load_sql("partition_drop")).format(**names))
+        log.info("tick_partition_dropped", day=day.isoformat())
+        dropped += 1
+    return dropped
+
+
+async def _create(connection: _Connection, day: date) -> None:
+    start = datetime.combine(day, time(), UTC)
+    await connection.execute(sql.SQL(load_sql("partition_create")).format(partition=_name(day)))
+    await connection.execute(
+        sql.SQL(load_sql("partition_attach")).format(
+            partition=_name(day),
+            start=sql.Literal(start.isoformat()),
+            end=sql.Literal((start + timedelta(days=1)).isoformat()),
+        )
+    )
+
+
+def _name(day: date) -> sql.Identifier:
+    return sql.Identifier(f"{_PREFIX}{day:%Y%m%d}")
