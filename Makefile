@@ -26,7 +26,7 @@ demo: $(STAMP)   ## start the local stack, load 30 days of 4 symbols, show what 
 	@$(BIN)/market-pipeline demo
 
 test: $(STAMP)   ## run the whole test suite
-	@$(BIN)/python -m pytest $(TESTS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
 
 bench: $(STAMP)  ## time the road of a bar against a bare script that does the same work
 	@$(BIN)/python -m market_pipeline_tests.benchmarks

@@ -16,12 +16,12 @@ from market_pipeline.market.sessions import calendar
 
 
 def account_days(
-    rt: Runtime, instrument: Instrument, intervals: Sequence[Interval], *, asked: bool
+    rt: Runtime, instrument: Instrument, answered: Sequence[Interval], unanswered: Sequence[Interval] = ()
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Count each UTC day's minutes and write what is missing to the gap ledger.
 
-    Minutes younger than settle and lateness are not yet expected. `asked` says that the vendor has just answered for
-    the intervals, so that each missing minute has one more attempt behind it.
+    Minutes younger than settle and lateness are not yet expected. For the `answered` intervals the vendor has just
+    given an answer, so that each missing minute has one more attempt behind it; for the others it has not.
 
     Returns:
         days (DAY_SCHEMA) and the standing gaps of the intervals, as GapLedger.table gives them.
@@ -30,7 +30,7 @@ def account_days(
     due = now - rt.settings.history.settle - rt.settings.history.lateness
     rules = calendar(instrument.calendar)
     days: list[pl.DataFrame] = []
-    for start, end in intervals:
+    for (start, end), asked in [*((one, True) for one in answered), *((one, False) for one in unanswered)]:
         present = rt.bars.winners(instrument.key, "1m", start, end, ["ts"])["ts"]
         until = max(start, min(end, due))
         expected = rules.expected_minutes(start, until)
@@ -56,7 +56,7 @@ def account_days(
         .select(pl.col(name).cast(dtype) for name, dtype in DAY_SCHEMA.items())
         .sort("date")
     )
-    return frame, gaps_within(rt.gaps.table([instrument.key]), intervals)
+    return frame, gaps_within(rt.gaps.table([instrument.key]), [*answered, *unanswered])
 
 
 def gaps_within(gaps: pl.DataFrame, intervals: Sequence[Interval]) -> pl.DataFrame:

@@ -19,8 +19,10 @@ from market_pipeline.history.reports import SymbolLoad
 from market_pipeline.history.runtime import Runtime
 from market_pipeline.history.wanted import Interval, minutes_of, subtract
 from market_pipeline.market.bars import BAR_SCHEMA, VENDOR_HISTORICAL, split_valid
+from market_pipeline.market.digest import value_digest
 from market_pipeline.market.instruments import Instrument
 from market_pipeline.market.sessions import calendar
+from market_pipeline.stores.bars import BatchRange
 from market_pipeline.stores.ledgers import VendorRequestRow
 from market_pipeline.vendors.base import MinutePage, RangeRequest
 from market_pipeline.vendors.polygon import plan_requests
@@ -46,6 +48,7 @@ class _Answer:
     batches: list[EncodedBatch] = field(default_factory=list)
     minutes: list[pl.Series] = field(default_factory=list)
     rows: int = 0
+    digest: int = 0
     bad_rows: int = 0
     pages: int = 0
     attempts: int = 0
@@ -118,7 +121,10 @@ async def load_symbol(
         for task in landing:
             task.cancel()
         raise
-    report.days, report.gaps = await asyncio.to_thread(account_days, rt, instrument, intervals, asked=True)
+    failed = [(start, end) for _, start, end in missing]
+    report.days, report.gaps = await asyncio.to_thread(
+        account_days, rt, instrument, subtract(intervals, failed), failed
+    )
     if report.days.height:
         held = report.days.filter(pl.col("rows") > 0)["date"]
         report.first_day, report.last_day = (held[0], held[-1]) if len(held) else (None, None)
@@ -165,6 +171,7 @@ async def _keep_page(rt: Runtime, instrument: Instrument, page: MinutePage, newe
     answer.empty = False
     answer.rows += good.height
     answer.minutes.append(good["ts"])
+    answer.digest = (answer.digest + value_digest(good)) % 2**64
     answer.batches += await asyncio.to_thread(
         encode_batches,
         good,
@@ -208,6 +215,10 @@ async def _withdraw(rt: Runtime, instrument: Instrument, answer: _Answer, newest
     if newest == 0 or answer.fetched_at is None:
         return
     start, end = _span(answer.request)
+    whole = BatchRange(instrument.key, "1m", VENDOR_HISTORICAL, start, end - MILLISECOND)
+    [held] = await asyncio.to_thread(rt.bars.series_digests, [whole])
+    if held == (answer.rows, answer.digest):
+        return  # every stored bar is in the answer
     stored = await asyncio.to_thread(
         rt.bars.stored_rows, instrument.key, "1m", VENDOR_HISTORICAL, start, end - MILLISECOND
     )

@@ -36,7 +36,7 @@ async def repair_symbol(rt: Runtime, instrument: Instrument, report: RepairRepor
     )
     if not asked:
         return
-    await asyncio.to_thread(account_days, rt, instrument, asked, asked=False)
+    await asyncio.to_thread(account_days, rt, instrument, [], asked)
     open_gaps = await asyncio.to_thread(rt.gaps.open, [instrument.key])
     if open_gaps.height == 0:
         return

@@ -139,7 +139,9 @@ def _rules() -> Sequence[tuple[pl.Expr, str]]:
         (~pl.col("kind").is_in(list(KINDS)).fill_null(True), "kind: neither quote nor trade"),
     ]
     for kind, names in _OF_KIND.items():
-        rules += [((pl.col("kind") == kind).fill_null(False) & pl.col(name).is_null(), f"{name}: null") for name in names]
+        rules += [
+            ((pl.col("kind") == kind).fill_null(False) & pl.col(name).is_null(), f"{name}: null") for name in names
+        ]
     rules += [(~pl.col(name).is_finite().fill_null(True), f"{name}: not a finite number") for name in _NUMBERS]
     rules.append(((pl.col("size") < 0).fill_null(False), "size: negative"))
     # PostgreSQL has no text with a NUL in it

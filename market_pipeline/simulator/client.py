@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -12,6 +15,7 @@ import msgspec
 from market_pipeline.simulator.control import TOKEN_HEADER
 from market_pipeline.simulator.journal import Entry
 from market_pipeline.simulator.plans import PLANS, Plan
+from market_pipeline.simulator.tickers import Market, load_tickers
 from market_pipeline.simulator.truth import to_ms
 
 
@@ -68,9 +72,84 @@ class ControlClient:
         """Return minutes to the truth."""
         self._span("/restore", ticker, start, end)
 
-    def set_now(self, at: datetime | None, *, running: bool = False) -> None:
-        """Set the vendor's clock, standing still or running; None: the wall clock."""
-        self._send("POST", "/now", {"now": None if at is None else to_ms(at), "running": running})
+    def set_now(self, at: datetime | None, *, running: bool = False, speed: float = 1.0) -> None:
+        """Set the vendor's clock, standing still or running at a speed; None: the wall clock.
+
+        The stream sends the events that the clock then passes, none of those that the setting leaves out.
+        """
+        self._send("POST", "/now", {"now": None if at is None else to_ms(at), "running": running, "speed": speed})
+
+    def now(self) -> datetime:
+        """Return the vendor's present."""
+        return _from_ms(self._send("GET", "/now")["now"])
+
+    def advance(self, until: datetime, *, subscriptions: int = 1) -> None:
+        """Begin to move the clock as fast as the stream's clients read; at `until` it stands.
+
+        What is due up to and with `until` is sent. The clock stands still while fewer than so many subscriptions (a
+        topic of a ticker each) are there; with 0 it does not wait for any. `wait_advanced` waits for the end.
+        """
+        self._send("POST", "/advance", {"until": to_ms(until), "subscriptions": subscriptions})
+
+    def wait_advanced(self, timeout: float = 60.0) -> dict[str, Any]:
+        """Wait until an advance has ended and all its events are written; return the stream's statistics.
+
+        Raises TimeoutError. It blocks: beside a client in the same event loop call it in a thread.
+        """
+        until = time.monotonic() + timeout
+        while (stats := self.stream_stats())["advancing"]:
+            if time.monotonic() > until:
+                raise TimeoutError("the simulator's clock is still being advanced")
+            time.sleep(0.02)
+        return stats
+
+    def replay(self, ticker: str, path: Path) -> tuple[datetime, datetime, int]:
+        """Let recorded ticks be the truth of their time; return its start and end, whole minutes, and their number.
+
+        The parquet file has ts (Datetime, UTC) and either bid and ask (forex) or price and size. REST bars of this time
+        are folds of these ticks (bids for forex). Lasts until `reset`.
+        """
+        made = self._send("POST", "/replay", {"ticker": ticker, "path": str(path.resolve())})
+        return _from_ms(made["start"]), _from_ms(made["end"]), int(made["ticks"])
+
+    def load(self, tickers: Sequence[str] | int, per_second: int, *, market: Market = "forex") -> list[str]:
+        """Make so many ticks a second of each ticker from now on, open market or not; return the tickers.
+
+        For a number of tickers that many are named, none of them a real one. A rate of 0 ends the load. REST serves the
+        same ticks and their bars.
+        """
+        chosen = load_tickers(market, tickers) if isinstance(tickers, int) else list(tickers)
+        self._send("POST", "/load", {"tickers": chosen, "per_second": per_second})
+        return chosen
+
+    def stream_fault(self, kind: str, **options: Any) -> int:
+        """Add a fault of the stream (`stream.faults.StreamFault` names kinds and options) and return its number."""
+        return int(self._send("POST", "/stream/faults", {"kind": kind, **options})["id"])
+
+    def clear_stream_faults(self, number: int | None = None) -> None:
+        """Remove one fault of the stream, or all."""
+        self._send("DELETE", "/stream/faults" if number is None else f"/stream/faults/{number}")
+
+    def stream_faults(self) -> list[dict[str, Any]]:
+        """Return the stream's faults with their numbers, the events `seen` and the times `used`."""
+        return list(self._send("GET", "/stream/faults"))
+
+    def stream_settings(self, **settings: Any) -> None:
+        """Set what is named of `stream.settings.StreamSettings`; what is not named takes its usual value."""
+        self._send("POST", "/stream/settings", settings)
+
+    def stream_stats(self) -> dict[str, Any]:
+        """Return the stream's counters and state.
+
+        `sessions` (opened, ended, auth_success, auth_failed, auth_timeout, max_connections, cut_off), `acknowledged`,
+        `sent` (events written by lane, such as "C.EUR/USD"), `sent_total`, `lost` (events due to a subscriber and never
+        written), `frames`, `bytes`, `open` sessions, live `subscriptions` by market, `now` in epoch ms, `advancing`.
+        """
+        return dict(self._send("GET", "/stream/stats"))
+
+    def clear_stream_stats(self) -> None:
+        """Set the stream's counters to zero."""
+        self._send("POST", "/stream/stats/clear")
 
     def set_settle(self, share: float) -> None:
         """Let this share of the bars younger than five minutes be unsettled."""
@@ -103,7 +182,7 @@ class ControlClient:
         self._send("POST", "/journal/clear")
 
     def reset(self) -> None:
-        """Return to the truth, the wall clock, no faults and an empty journal; plans stay."""
+        """Return to the truth, the wall clock, no faults, no sessions and empty journals; plans stay."""
         self._send("POST", "/reset")
 
     def _span(self, path: str, ticker: str, start: datetime, end: datetime | None) -> None:
@@ -121,3 +200,7 @@ class ControlClient:
 
 def _plan(plan: Plan | str) -> Plan:
     return PLANS[plan] if isinstance(plan, str) else plan
+
+
+def _from_ms(at_ms: int) -> datetime:
+    return datetime.fromtimestamp(at_ms / 1000, UTC)

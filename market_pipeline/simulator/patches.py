@@ -150,7 +150,11 @@ def read_recording(ticker: str, path: Path) -> Recording:
     except (OSError, pl.exceptions.PolarsError) as broken:
         raise ValueError(f"{path.name} can't be read: {broken}") from broken
     names = ("bid", "ask") if quotes else ("price", "size")
-    if not {"ts", *names} <= set(frame.columns) or frame.schema["ts"].base_type() is not pl.Datetime or frame.is_empty():
+    if (
+        not {"ts", *names} <= set(frame.columns)
+        or frame.schema["ts"].base_type() is not pl.Datetime
+        or frame.is_empty()
+    ):
         raise ValueError(f"{path.name} needs rows of ts (Datetime), {' and '.join(names)}")
     frame = frame.select("ts", *names).drop_nulls().sort("ts", maintain_order=True)
     ts: Int64Array = frame["ts"].dt.epoch("ms").to_numpy()

@@ -7,20 +7,25 @@ from collections.abc import Callable
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.routing import Mount
+from starlette.routing import Mount, WebSocketRoute
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from market_pipeline.simulator.control import control_app
 from market_pipeline.simulator.rest import TRANSPORT, VendorApp
+from market_pipeline.simulator.stream.wire import StreamProtocol
 from market_pipeline.simulator.vendor import Vendor
 
 HOST = "127.0.0.1"
 
 
 def application(vendor: Vendor, control_token: str) -> Starlette:
-    """Return the application: the control interface under `/_control`, the vendor everywhere else."""
+    """Return the application: the control interface under `/_control`, the vendor (REST, WebSocket) elsewhere."""
     return Starlette(
-        routes=[Mount("/_control", app=control_app(vendor, control_token)), Mount("/", app=VendorApp(vendor))]
+        routes=[
+            Mount("/_control", app=control_app(vendor, control_token)),
+            WebSocketRoute("/{path:path}", vendor.stream),
+            Mount("/", app=VendorApp(vendor)),
+        ]
     )
 
 
@@ -44,6 +49,8 @@ class SimulatorServer(uvicorn.Server):
             uvicorn.Config(
                 application(vendor, control_token),
                 http=_Protocol,
+                ws=StreamProtocol,
+                ws_per_message_deflate=False,
                 log_config=None,
                 access_log=False,
                 lifespan="off",

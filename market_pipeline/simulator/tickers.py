@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice, product
+from string import ascii_uppercase
 from typing import Literal
 
 from market_pipeline.simulator.hashing import key
@@ -75,7 +77,19 @@ def listed(market: Market) -> list[str]:
     return [ticker for ticker in _LEVELS if market_of(ticker) == market]
 
 
-@lru_cache(maxsize=4096)
+def load_tickers(market: Market, count: int) -> list[str]:
+    """Return so many tickers for a load, priced in XTS, the currency code that ISO 4217 reserves for testing.
+
+    Raises ValueError above 17,000.
+    """
+    if not 0 <= count <= 17_000:
+        raise ValueError("there are 0 to 17000 tickers for a load")
+    names = ("".join(letters) for letters in product(ascii_uppercase, repeat=3))
+    form = {"forex": "C:{}XTS", "crypto": "X:{}XTS", "stocks": "XT{}"}[market]
+    return [form.format(name) for name in islice(names, count)]
+
+
+@lru_cache(maxsize=32_768)
 def profile(ticker: str) -> Profile:
     """Return the ticker's properties.
 

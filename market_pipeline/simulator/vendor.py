@@ -9,6 +9,7 @@ from market_pipeline.simulator.faults import Faults
 from market_pipeline.simulator.journal import Journal
 from market_pipeline.simulator.plans import Plan, Plans
 from market_pipeline.simulator.state import VendorState
+from market_pipeline.simulator.stream.hub import StreamHub
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class Vendor:
 
     state: VendorState
     plans: Plans
+    stream: StreamHub
     faults: Faults = field(default_factory=Faults)
     journal: Journal = field(default_factory=Journal)
     gzip: bool = False
@@ -24,4 +26,5 @@ class Vendor:
     @staticmethod
     def make(api_key: str, *, plan: Plan, seed: int = 0, state_file: Path | None = None, gzip: bool = False) -> Vendor:
         """Make a vendor with one key."""
-        return Vendor(VendorState(seed, state_file), Plans(api_key, plan), gzip=gzip)
+        state, plans = VendorState(seed, state_file), Plans(api_key, plan)
+        return Vendor(state, plans, StreamHub(state, plans), gzip=gzip)

@@ -6,7 +6,9 @@ import secrets
 from datetime import timedelta
 
 import polars as pl
+import pytest
 
+from market_pipeline.errors import RangeNotLoaded
 from market_pipeline.history import RepairReport, repair_gaps
 from market_pipeline.market.timeframes import DERIVED
 from market_pipeline_tests.integration.world import World, assert_bars_equal, day_range, fold_independently, truth, utc
@@ -98,3 +100,21 @@ def test_weekends_and_the_unsettled_present_are_no_gaps(world: World) -> None:
     assert frame.filter(pl.col("date") == utc("2024-03-09T00:00:00").date())["expected"].to_list() == [0]
     # 15:07:20 less settle and lateness
     assert frame["expected"].to_list()[-1] == 14 * 60 + 53
+
+
+def test_a_minute_is_never_confirmed_by_a_request_that_failed(world: World) -> None:
+    """Two loads fail for a month: its minutes are missing, but nobody has answered for them."""
+    days = {KEY: day_range("2024-03-01", "2024-04-30")}
+    # the first request lands, every later one fails
+    world.vendor.add_fault("server_error", path=AGGS, skip=1)
+    for root in ("a", "b"):
+        world.vendor.clear_faults()
+        world.vendor.add_fault("server_error", path=AGGS, skip=1)
+        with pytest.raises(RangeNotLoaded):
+            world.load(days, root=root)
+    gaps = world.query("SELECT cause, state, max(attempts) AS attempts FROM gaps FINAL GROUP BY cause, state")
+    assert gaps.rows() == [("not_loaded", "open", 0)]
+    world.vendor.clear_faults()
+    world.load(days, root="c")
+    assert_bars_equal(world.bars(KEY, "1m"), truth(TICKER, days[KEY]), "after the third")
+    assert world.query("SELECT count() AS n FROM gaps FINAL WHERE state != 'repaired'").item() == 0

@@ -38,13 +38,13 @@ class StreamFault(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     - slow_frames: a frame arrives in `pieces` within `seconds`; half_frame: half of it, then a TCP reset
     - duplicates, out_of_order, late, crossed strike a `share` of the events, drawn from `seed`: sent twice; overtaken
       by the next `positions` events; `seconds` later on the vendor's clock; bid and ask exchanged
-    - burst: `count` events are held back, then sent at once
+    - burst: `count` events of a connection (whatever their ticker) are held back, then sent at once
     """
 
     kind: Kind
     market: Market | None = None
     ticker: str | None = None
-    times: int | None | msgspec.UnsetType = msgspec.UNSET
+    times: int | msgspec.UnsetType | None = msgspec.UNSET
     after_events: int = 0
     share: float = 1.0
     seed: int = 0
@@ -82,9 +82,11 @@ class Active:
 
     def matches(self, market: Market, ticker: str | None = None) -> bool:
         """Tell whether it concerns the market and the ticker (None: any)."""
-        if self.fault.market not in (None, market):
-            return False
-        return ticker is None or self._ticker is None or self._ticker.fullmatch(ticker) is not None
+        return self.fault.market in (None, market) and (ticker is None or self.matches_ticker(ticker))
+
+    def matches_ticker(self, ticker: str) -> bool:
+        """Tell whether it concerns the ticker."""
+        return self._ticker is None or self._ticker.fullmatch(ticker) is not None
 
     def strikes(self) -> bool:
         """Count a matching event and tell whether it is struck."""
@@ -144,32 +146,30 @@ class StreamFaults:
 
         Those events count as passed; without such a fault all do.
         """
-        waiting = [
-            a for a in self._active.values() if a.fault.kind in CONNECTION and not a.spent and a.matches(market)
-        ]
+        waiting = [a for a in self._active.values() if a.fault.kind in CONNECTION and not a.spent and a.matches(market)]
         if not waiting:
             return None
         first: tuple[int, Active] | None = None
         for active in waiting:
-            at = _strikes_at(active, market, events)
+            at = _strikes_at(active, events)
             if at is not None and (first is None or at < first[0]):
                 first = at, active
         passed = events if first is None else events[: first[0]]
         for active in waiting:
-            active.seen += sum(active.matches(market, lane.ticker) for _, lane, _ in passed)
+            active.seen += sum(active.matches_ticker(lane.ticker) for _, lane, _ in passed)
         if first is not None:
             first[1].seen = 0
             first[1].used += 1
         return first
 
 
-def _strikes_at(active: Active, market: Market, events: list[Event]) -> int | None:
+def _strikes_at(active: Active, events: list[Event]) -> int | None:
     """Return how many of the events come before the strike; None when they don't bring it about."""
     left = active.fault.after_events - active.seen
     at = 0
     if left > 0:
         for at, (_, lane, _) in enumerate(events, 1):  # noqa: B007 - the position is what is looked for
-            left -= active.matches(market, lane.ticker)
+            left -= active.matches_ticker(lane.ticker)
             if left == 0:
                 break
         else:

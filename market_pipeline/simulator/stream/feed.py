@@ -132,6 +132,8 @@ class Feed:
                     made = crypto_bar(lane.topic, lane.pair, bars, at, window)
                 else:
                     day = int(window_starts(bars.ts[at : at + 1], 1, "day", "stocks")[0])
-                    made = stock_bar(lane.topic, lane.pair, bars, at, window, self._state.minutes(lane.ticker, day, due))
+                    made = stock_bar(
+                        lane.topic, lane.pair, bars, at, window, self._state.minutes(lane.ticker, day, due)
+                    )
                 events.append((due, lane, made))
         return events

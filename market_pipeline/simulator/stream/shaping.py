@@ -48,7 +48,7 @@ class Shaper:
         copies = 1
         for active in faults:
             fault = active.fault
-            if fault.kind == "burst" or not active.matches(fault.market or "forex", lane.ticker):
+            if fault.kind == "burst" or not active.matches_ticker(lane.ticker):
                 continue
             if fault.kind == "crossed":
                 exchanged = crossed(content)

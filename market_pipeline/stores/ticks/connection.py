@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,10 +10,13 @@ import psycopg
 
 from market_pipeline.errors import StoreAuthError, StoreError, StoreQueryError, StoreUnreachable
 from market_pipeline.settings import PostgresSettings
+from market_pipeline.stores.ticks.sql_files import load_sql
 
 CONNECT_TIMEOUT_S = 5
 STATEMENT_TIMEOUT_S = 120
 _NAME = "market_pipeline ticks"
+
+AsyncConnection = psycopg.AsyncConnection[tuple[Any, ...]]
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html; classes first.
 _TRANSIENT_CLASSES: dict[str, str] = {
@@ -53,7 +56,7 @@ _CAUSES: tuple[tuple[str, str], ...] = (
 )
 
 
-def arguments(settings: PostgresSettings) -> dict[str, Any]:
+def arguments(settings: PostgresSettings, statement_timeout_s: int = STATEMENT_TIMEOUT_S) -> dict[str, Any]:
     """Return what psycopg needs to connect: bounded waits, UTC, and a session that notices a dead peer."""
     return {
         "host": settings.host,
@@ -68,13 +71,13 @@ def arguments(settings: PostgresSettings) -> dict[str, Any]:
         "keepalives_count": 3,
         "tcp_user_timeout": 20_000,
         "application_name": _NAME,
-        "options": f"-c timezone=UTC -c statement_timeout={STATEMENT_TIMEOUT_S * 1000}",
+        "options": f"-c timezone=UTC -c statement_timeout={statement_timeout_s * 1000}",
         "autocommit": True,
     }
 
 
-async def connect(settings: PostgresSettings) -> psycopg.AsyncConnection[tuple[Any, ...]]:
-    """Connect for asyncio.
+async def connect(settings: PostgresSettings, *, statement_timeout_s: int = STATEMENT_TIMEOUT_S) -> AsyncConnection:
+    """Connect for asyncio; a statement_timeout_s of 0 lets statements take as long as they need.
 
     Raises:
         StoreUnreachable: nothing answers at host:port, or it is starting or stopping.
@@ -82,13 +85,20 @@ async def connect(settings: PostgresSettings) -> psycopg.AsyncConnection[tuple[A
         StoreQueryError: there is no such database.
     """
     with errors(settings):
-        return await psycopg.AsyncConnection.connect(**arguments(settings))
+        return await psycopg.AsyncConnection.connect(**arguments(settings, statement_timeout_s))
 
 
 def connect_blocking(settings: PostgresSettings) -> psycopg.Connection[tuple[Any, ...]]:
     """Connect without asyncio; raises as `connect`."""
     with errors(settings):
         return psycopg.connect(**arguments(settings))
+
+
+async def rows(
+    connection: AsyncConnection, statement: str, values: Mapping[str, Any] | None = None
+) -> list[tuple[Any, ...]]:
+    """Return the rows of the statement in `sql/<statement>.sql`."""
+    return await (await connection.execute(load_sql(statement), values)).fetchall()
 
 
 @contextmanager

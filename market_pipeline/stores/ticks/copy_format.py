@@ -67,7 +67,7 @@ def _by_shape(frame: pl.DataFrame) -> Iterator[pl.DataFrame]:
     yield from frame.with_columns(numbered.get_column("_shape")).partition_by("_shape", include_key=False)
 
 
-def _records(rows: pl.DataFrame) -> memoryview:
+def _records(rows: pl.DataFrame) -> bytes:
     """Return rows of one shape as records: the number of fields, then length and value of each."""
     values = {name: _values(rows, name) for name in COLUMNS}
     fields: list[tuple[str, str]] = [("fields", ">i2")]
@@ -81,7 +81,7 @@ def _records(rows: pl.DataFrame) -> memoryview:
         records[f"{name}_length"] = -1 if value is None else value.dtype.itemsize
         if value is not None:
             records[name] = value
-    return memoryview(records.view(np.uint8))
+    return records.tobytes()
 
 
 def _values(rows: pl.DataFrame, name: str) -> np.ndarray | None:

@@ -12,20 +12,19 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import resources
-from typing import Any, LiteralString, cast
+from typing import LiteralString
 
 import psycopg
 import structlog
 
 from market_pipeline.errors import StoreQueryError
 from market_pipeline.settings import PostgresSettings
-from market_pipeline.stores.ticks.connection import connect, errors
+from market_pipeline.stores.ticks.connection import AsyncConnection, connect, errors, rows
 from market_pipeline.stores.ticks.sql_files import load_sql
 
 log = structlog.get_logger(__name__)
 
 _FILE = re.compile(r"(\d{3})_([a-z0-9_]+?)(\.timescaledb)?\.sql")
-_Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 
 
 class Layout(StrEnum):
@@ -70,7 +69,7 @@ def render(layout: Layout) -> list[Migration]:
             continue
         text = file.read_text(encoding="utf-8")
         by_day = "PARTITION BY RANGE (ts)" if layout is Layout.PARTITIONS else ""
-        statements = cast(LiteralString, text.replace("@by_day", by_day))  # what ships with the package
+        statements = text.replace("@by_day", by_day)
         found.append(Migration(int(name[1]), name[2], statements, hashlib.sha256(text.encode()).hexdigest()))
     return sorted(found, key=lambda migration: migration.version)
 
@@ -101,10 +100,8 @@ async def _detect(settings: PostgresSettings) -> TimescaleState:
         return await _state(connection)
 
 
-async def _state(connection: _Connection) -> TimescaleState:
-    row = await (await connection.execute(load_sql("timescaledb_state"))).fetchone()
-    assert row is not None
-    return TimescaleState(*row)
+async def _state(connection: AsyncConnection) -> TimescaleState:
+    return TimescaleState(*(await rows(connection, "timescaledb_state"))[0])
 
 
 async def _choose(settings: PostgresSettings, state: TimescaleState) -> Layout:
@@ -131,12 +128,12 @@ async def _choose(settings: PostgresSettings, state: TimescaleState) -> Layout:
     return Layout.HYPERTABLE
 
 
-async def _apply(connection: _Connection, migrations: list[Migration]) -> None:
+async def _apply(connection: AsyncConnection, migrations: list[Migration]) -> None:
     await connection.execute(load_sql("schema_migrations_table"))
-    rows = await (await connection.execute(load_sql("schema_migrations_applied"))).fetchall()
-    applied = {version: checksum for version, _, checksum in rows}
+    lines = await rows(connection, "schema_migrations_applied")
+    applied = {version: checksum for version, _, checksum in lines}
     known = {migration.version for migration in migrations}
-    for version, name, _ in rows:
+    for version, name, _ in lines:
         if version not in known:
             log.warning("tick_migration_unknown", version=version, name=name, hint="a newer program has been here")
     for migration in migrations:

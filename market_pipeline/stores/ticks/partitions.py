@@ -8,19 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC, date, datetime, time, timedelta
-from typing import Any
 
-import psycopg
 import structlog
 from psycopg import sql
 
+from market_pipeline.stores.ticks.connection import AsyncConnection, rows
 from market_pipeline.stores.ticks.sql_files import load_sql
 
 log = structlog.get_logger(__name__)
 
 AHEAD = timedelta(days=2)
 _PREFIX = "market_ticks_"
-_Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 
 
 class Partitions:
@@ -33,7 +31,7 @@ class Partitions:
         """Look again the next time: another process dropped a partition."""
         self._known.clear()
 
-    async def ensure(self, connection: _Connection, days: Iterable[date]) -> None:
+    async def ensure(self, connection: AsyncConnection, days: Iterable[date]) -> None:
         """Create the partitions of the UTC days, of today and of the days ahead, unless they are there."""
         today = datetime.now(UTC).date()
         ahead = {today + timedelta(days=n) for n in range(AHEAD.days + 1)}
@@ -48,16 +46,15 @@ class Partitions:
         self._known |= attached | missing
 
 
-async def listed(connection: _Connection) -> list[tuple[date, bool, bool]]:
+async def listed(connection: AsyncConnection) -> list[tuple[date, bool, bool]]:
     """Return (UTC day, attached, in the middle of being detached) of every table of a day, oldest first."""
-    rows = await (await connection.execute(load_sql("partitions"))).fetchall()
     return [
         (datetime.strptime(name.removeprefix(_PREFIX), "%Y%m%d").replace(tzinfo=UTC).date(), attached, detaching)
-        for name, attached, detaching in rows
+        for name, attached, detaching in await rows(connection, "partitions")
     ]
 
 
-async def drop_before(connection: _Connection, cutoff: date) -> int:
+async def drop_before(connection: AsyncConnection, cutoff: date) -> int:
     """Drop the partitions of the UTC days before `cutoff`, and return their number.
 
     Writers and readers of other days don't wait. What an earlier call left half done is finished. The connection must
@@ -79,7 +76,7 @@ async def drop_before(connection: _Connection, cutoff: date) -> int:
     return dropped
 
 
-async def _create(connection: _Connection, day: date) -> None:
+async def _create(connection: AsyncConnection, day: date) -> None:
     start = datetime.combine(day, time(), UTC)
     await connection.execute(sql.SQL(load_sql("partition_create")).format(partition=_name(day)))
     await connection.execute(

@@ -11,40 +11,39 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from types import TracebackType
-from typing import Any
 
 import polars as pl
 import psycopg
 import structlog
 
 from market_pipeline.errors import BadRange, StoreQueryError
-from market_pipeline.market.ticks import (
-    STORED_TICK_SCHEMA,
-    TICK_SCHEMA,
-    InvalidTicks,
-    check_tick_columns,
-    validate_ticks,
-)
+from market_pipeline.market.ticks import TICK_SCHEMA, check_tick_columns
 from market_pipeline.settings import PostgresSettings
 from market_pipeline.stores.ticks import migrations, partitions, transaction
 from market_pipeline.stores.ticks.batch import BatchResult, Outcome, StoreReport, TickBatch
-from market_pipeline.stores.ticks.connection import connect, errors
+from market_pipeline.stores.ticks.connection import AsyncConnection, connect, errors, rows
+from market_pipeline.stores.ticks.judging import MAX_BATCH_ID, days_of, judge
 from market_pipeline.stores.ticks.losses import LOSSES_SCHEMA, Loss, parameters
 from market_pipeline.stores.ticks.migrations import Layout
 from market_pipeline.stores.ticks.sql_files import load_sql
 
 log = structlog.get_logger(__name__)
 
-MAX_BATCH_ID = 2**63 - 1
-# A clock so far ahead is wrong; and every day named by a tick costs a partition.
-MAX_FUTURE = timedelta(days=1)
-EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 # The stream keeps ticks for 48 hours: a batch whose line is gone must not come again.
 MIN_KEPT_DAYS = 3
 
-_Connection = psycopg.AsyncConnection[tuple[Any, ...]]
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Say what went: everything before `before`; days (partitions or chunks), lines of batches, losses."""
+
+    before: date
+    days: int
+    batches: int
+    losses: int
 
 
 class TickStore:
@@ -59,7 +58,7 @@ class TickStore:
     def __init__(self, settings: PostgresSettings) -> None:
         self._settings = settings
         self._lock = asyncio.Lock()
-        self._connection: _Connection | None = None
+        self._connection: AsyncConnection | None = None
         self._layout: Layout | None = None
         self._partitions = partitions.Partitions()
 
@@ -106,8 +105,7 @@ class TickStore:
         async with self._session({ts.date()}) as connection, connection.transaction(force_rollback=True):
             await transaction.copy_ticks(connection, [frame])
             values = {"symbol": "probe", "ts": ts, "batch_id": batch_id}
-            found = await (await connection.execute(load_sql("probe_read"), values)).fetchone()
-            if found != (1,):
+            if await rows(connection, "probe_read", values) != [(1,)]:
                 where = f"PostgreSQL at {self._settings.host}:{self._settings.port}"
                 raise StoreQueryError(f"{where} took a tick into market_ticks and does not return it")
         return time.monotonic() - began
@@ -120,20 +118,20 @@ class TickStore:
         have covered is recorded as lost (cause `lease`). Where collectors of two epochs sent the same ticks, they stay
         once. Give batches in the order of the stream. A batch that cannot be ticks is rejected alone.
         """
-        judged = await asyncio.to_thread(_judge, batches)
+        judged = await asyncio.to_thread(judge, batches)
         wanted: dict[int, TickBatch] = {}
         for batch, result in zip(batches, judged, strict=True):
             if result is None:
                 wanted.setdefault(batch.batch_id, batch)
         done = StoreReport([])
         if wanted:
-            days = {day for batch in wanted.values() for day in _days(batch)}
             try:
-                done = await self._store(list(wanted.values()), days, min_epoch)
-            except psycopg.errors.CheckViolation:  # another process dropped a partition since we looked
-                self._partitions.forget()
-                async with self._translated():
-                    done = await self._store(list(wanted.values()), days, min_epoch)
+                done = await self._store(list(wanted.values()), min_epoch)
+            except StoreQueryError as error:
+                if not isinstance(error.__cause__, psycopg.errors.CheckViolation):
+                    raise
+                self._partitions.forget()  # another process dropped a partition since we looked
+                done = await self._store(list(wanted.values()), min_epoch)
         by_id = {result.batch_id: result for result in done.results}
         results = []
         for batch, refused in zip(batches, judged, strict=True):
@@ -146,3 +144,111 @@ class TickStore:
                 "tick_batch_refused", batch_id=result.batch_id, outcome=result.outcome.value, detail=result.detail
             )
         return report
+
+    async def record_losses(self, losses: Iterable[Loss]) -> None:
+        """Record intervals in which ticks may have been lost; one recorded before keeps its latest end.
+
+        Raises:
+            ValueError: an interval ends at or before its start.
+        """
+        values = parameters(losses)
+        if values["symbol"]:
+            async with self._session() as connection:
+                await connection.execute(load_sql("losses_record"), values)
+
+    async def losses(self, symbol: str, start: datetime, end: datetime) -> pl.DataFrame:
+        """Return the recorded losses of a symbol (the key) that touch [start, end), by start: LOSSES_SCHEMA."""
+        async with self._session() as connection:
+            values = {"symbol": symbol, "start": start, "end": end}
+            found = await rows(connection, "losses", values)
+        return pl.DataFrame(found, schema=LOSSES_SCHEMA, orient="row")
+
+    async def epochs(self) -> dict[str, int]:
+        """Return the epoch that reigns over each symbol."""
+        async with self._session() as connection:
+            return dict(await rows(connection, "epochs"))
+
+    async def forget_epochs(self, symbols: Iterable[str]) -> None:
+        """Let any epoch reign over the symbols again: for after the leases were lost and count anew from below."""
+        async with self._session() as connection:
+            await connection.execute(load_sql("epochs_forget"), {"symbols": list(symbols)})
+
+    async def drop_older_than(self, days: int) -> Dropped:
+        """Drop whole UTC days that ended `days` days ago or earlier: ticks, lines of batches, losses.
+
+        Writers and readers of other days don't wait. Run it daily.
+
+        Raises:
+            BadRange: fewer than 3 days: the stream may still deliver them again.
+        """
+        _check_kept(days)
+        cutoff = datetime.now(UTC).date() - timedelta(days=days)
+        midnight = datetime.combine(cutoff, datetime.min.time(), UTC)
+        async with self._lock:
+            await self._ensure_schema()
+        self._partitions.forget()
+        # a connection of its own: it may take long, and storing goes on meanwhile
+        with errors(self._settings):
+            async with await connect(self._settings, statement_timeout_s=0) as connection:
+                if self.layout is Layout.PARTITIONS:
+                    dropped = await partitions.drop_before(connection, cutoff)
+                else:
+                    dropped = (await rows(connection, "chunks_drop", {"cutoff": midnight}))[0][0]
+                batches = (await connection.execute(load_sql("batches_drop"), {"cutoff": midnight})).rowcount
+                losses = (await connection.execute(load_sql("losses_drop"), {"cutoff": midnight})).rowcount
+        report = Dropped(cutoff, dropped, batches, losses)
+        log.info("ticks_dropped", before=cutoff.isoformat(), days=dropped, batches=batches, losses=losses)
+        return report
+
+    async def set_retention(self, days: int | None) -> bool:
+        """Let TimescaleDB itself drop days older than that (None: keep all); False where there are only partitions.
+
+        `drop_older_than` is still needed, for the lines of batches and the losses.
+
+        Raises:
+            BadRange: fewer than 3 days.
+            StoreQueryError: the Apache edition of TimescaleDB has no policies.
+        """
+        if days is not None:
+            _check_kept(days)
+        async with self._session() as connection:
+            if self.layout is Layout.PARTITIONS:
+                return False
+            async with connection.transaction():
+                await connection.execute(load_sql("retention_remove"))
+                if days is not None:
+                    await connection.execute(load_sql("retention_add"), {"days": days})
+        return True
+
+    async def _store(self, batches: list[TickBatch], min_epoch: int | Mapping[str, int]) -> StoreReport:
+        days = {day for batch in batches for day in days_of(batch.frame)}
+        async with self._session(days) as connection:
+            return await transaction.store(connection, batches, min_epoch)
+
+    async def _ensure_schema(self) -> None:
+        if self._layout is None:
+            self._layout = await migrations.apply(self._settings)
+
+    @asynccontextmanager
+    async def _session(self, days: Iterable[date] = ()) -> AsyncIterator[AsyncConnection]:
+        """Yield the connection to one caller at a time, with a partition for each of the days."""
+        async with self._lock:
+            await self._ensure_schema()
+            if self._connection is None or self._connection.closed:
+                self._connection = await connect(self._settings)
+            connection = self._connection
+            try:
+                with errors(self._settings):
+                    if self._layout is Layout.PARTITIONS:
+                        await self._partitions.ensure(connection, days)
+                    yield connection
+            except BaseException as error:
+                # a task that was cancelled leaves a statement running: only a plain refusal leaves the session usable
+                if not isinstance(error, StoreQueryError) or connection.closed:
+                    await self.close()
+                raise
+
+
+def _check_kept(days: int) -> None:
+    if days < MIN_KEPT_DAYS:
+        raise BadRange(f"ticks of the last {MIN_KEPT_DAYS} days must be kept, not of {days}: they may come again")

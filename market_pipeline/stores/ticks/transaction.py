@@ -1,7 +1,7 @@
 """The one transaction that stores batches: who reigns, which batches are new, their lines, their ticks.
 
-Whoever stores ticks of a symbol locks the symbol's row of tick_epochs first. So two writers with the same batch, or with
-batches of two collectors, come one after the other, and the second sees all that the first did.
+Whoever stores ticks of a symbol locks the symbol's row of tick_epochs first. So two writers with the same batch, or
+with batches of two collectors, come one after the other, and the second sees all that the first did.
 """
 
 from __future__ import annotations
@@ -10,19 +10,17 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
 
 import polars as pl
-import psycopg
 from psycopg import sql
 
 from market_pipeline.errors import StoreQueryError
 from market_pipeline.stores.ticks.batch import BatchResult, Outcome, StoreReport, TickBatch
+from market_pipeline.stores.ticks.connection import AsyncConnection, rows
 from market_pipeline.stores.ticks.copy_format import COLUMNS, encode_rows
 from market_pipeline.stores.ticks.losses import LEASE, TickLoss, parameters
 from market_pipeline.stores.ticks.sql_files import load_sql
 
-_Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 _MILLISECOND = timedelta(milliseconds=1)
 
 
@@ -57,7 +55,7 @@ class _Plan:
 
 
 async def store(
-    connection: _Connection, batches: Sequence[TickBatch], floors: Mapping[str, int] | int
+    connection: AsyncConnection, batches: Sequence[TickBatch], floors: Mapping[str, int] | int
 ) -> StoreReport:
     """Store the new ones of the batches (all with rows, all ids different); all of it happens or none.
 
@@ -69,7 +67,7 @@ async def store(
         superseded = 0
         if plan.stored:
             await _insert_lines(connection, plan.stored)
-            await _copy(connection, plan.stored)
+            await copy_ticks(connection, [batch.frame for batch in plan.stored])
             superseded = await _settle_reigns(connection, plan.stored, reigns)
         if lost := [loss for batch in plan.fenced if (loss := _loss(batch, reigns[batch.symbol]))]:
             await connection.execute(load_sql("losses_record"), parameters(lost))
@@ -78,21 +76,20 @@ async def store(
     )
 
 
-async def _lock(connection: _Connection, symbols: list[str]) -> dict[str, _Reign]:
+async def _lock(connection: AsyncConnection, symbols: list[str]) -> dict[str, _Reign]:
     await connection.execute(load_sql("epochs_meet"), {"symbols": symbols})
-    rows = await (await connection.execute(load_sql("epochs_lock"), {"symbols": symbols})).fetchall()
-    return {symbol: _Reign(epoch, first_ts, overlap_until) for symbol, epoch, first_ts, overlap_until in rows}
+    return {symbol: _Reign(*reign) for symbol, *reign in await rows(connection, "epochs_lock", {"symbols": symbols})}
 
 
 async def _plan(
-    connection: _Connection,
+    connection: AsyncConnection,
     batches: Sequence[TickBatch],
     reigns: dict[str, _Reign],
     floors: Mapping[str, int] | int,
 ) -> _Plan:
     """Judge the batches in the order given: what came before a change of epoch belongs to the older one."""
     ids = [batch.batch_id for batch in batches]
-    known = {row[0] for row in await connection.execute(load_sql("batches_known"), {"batch_ids": ids})}
+    known = {row[0] for row in await rows(connection, "batches_known", {"batch_ids": ids})}
     stored_until: dict[str, datetime | None] = {}
     plan = _Plan()
     for batch in batches:
@@ -114,13 +111,12 @@ async def _plan(
     return plan
 
 
-async def _stored_until(connection: _Connection, symbol: str) -> datetime | None:
-    row = await (await connection.execute(load_sql("batches_last_ts"), {"symbol": symbol})).fetchone()
-    last: datetime | None = row[0] if row else None
+async def _stored_until(connection: AsyncConnection, symbol: str) -> datetime | None:
+    last: datetime | None = (await rows(connection, "batches_last_ts", {"symbol": symbol}))[0][0]
     return last
 
 
-async def _insert_lines(connection: _Connection, batches: list[TickBatch]) -> None:
+async def _insert_lines(connection: AsyncConnection, batches: list[TickBatch]) -> None:
     columns = (
         "batch_id",
         "epoch",
@@ -134,21 +130,22 @@ async def _insert_lines(connection: _Connection, batches: list[TickBatch]) -> No
         "correlation_id",
     )
     lines = {name: [getattr(batch, name) for batch in batches] for name in columns}
-    inserted = {row[0] for row in await connection.execute(load_sql("batches_insert"), lines)}
+    inserted = {row[0] for row in await rows(connection, "batches_insert", lines)}
     if taken := [batch for batch in batches if batch.batch_id not in inserted]:
         # the symbol's lock was held when we looked: only a batch of another symbol can have come between
         raise StoreQueryError(f"batch {taken[0].batch_id} of {taken[0].symbol} has the id of a batch of another symbol")
 
 
-async def _copy(connection: _Connection, batches: list[TickBatch]) -> None:
-    frame = pl.concat([batch.frame for batch in batches], rechunk=True) if len(batches) > 1 else batches[0].frame
+async def copy_ticks(connection: AsyncConnection, frames: Sequence[pl.DataFrame]) -> None:
+    """COPY frames with the columns of STORED_TICK_SCHEMA into market_ticks."""
+    frame = pl.concat(frames, rechunk=True)
     data = await asyncio.to_thread(encode_rows, frame)
     statement = sql.SQL(load_sql("ticks_copy")).format(columns=sql.SQL(", ").join(map(sql.Identifier, COLUMNS)))
     async with connection.cursor() as cursor, cursor.copy(statement) as copy:
         await copy.write(data)
 
 
-async def _settle_reigns(connection: _Connection, stored: list[TickBatch], reigns: dict[str, _Reign]) -> int:
+async def _settle_reigns(connection: AsyncConnection, stored: list[TickBatch], reigns: dict[str, _Reign]) -> int:
     """Note changes of epoch, and take away what a collector of an older epoch sent as well; return its number."""
     superseded = 0
     for symbol, reign in sorted(reigns.items()):
@@ -169,15 +166,14 @@ async def _settle_reigns(connection: _Connection, stored: list[TickBatch], reign
 
 
 async def _supersede(
-    connection: _Connection, symbol: str, epoch: int, fresh: list[TickBatch], until: datetime | None
+    connection: AsyncConnection, symbol: str, epoch: int, fresh: list[TickBatch], until: datetime | None
 ) -> int:
     start = min(batch.first_ts for batch in fresh)
     if until is None or start > until:
         return 0
     ids = [batch.batch_id for batch in fresh]
     values = {"symbol": symbol, "epoch": epoch, "start": start, "until": until, "fresh": ids}
-    row = await (await connection.execute(load_sql("ticks_supersede"), values)).fetchone()
-    return int(row[0]) if row else 0
+    return int((await rows(connection, "ticks_supersede", values))[0][0])
 
 
 def _loss(batch: TickBatch, reign: _Reign) -> TickLoss | None:

@@ -80,7 +80,7 @@ class PolygonStream:
     alive_ms: everything that the vendor sent before this moment has been told: the time of an event, never later than
         its arrival, or the time at which a ping that was answered had been sent.
     data_ms: the latest time of an event, likewise. frame_at: monotonic time of the last frame or pong.
-    missing: topics asked for and not acknowledged. counters: since the client was made.
+    missing: topics asked for and not acknowledged; unacknowledged: those of them that are overdue. counters: since the client was made.
     """
 
     def __init__(
@@ -113,6 +113,7 @@ class PolygonStream:
         self.alive_ms = self.data_ms = 0
         self.frame_at = time.monotonic()
         self.missing: frozenset[str] = frozenset()
+        self.unacknowledged: frozenset[str] = frozenset()
         self.counters = StreamCounters()
 
     def __repr__(self) -> str:
@@ -177,7 +178,7 @@ class PolygonStream:
         self._opened_at = self.frame_at = time.monotonic()
         self._begun = set()
         self.alive_ms = self.data_ms = now
-        self.missing = frozenset(self.topics.asked)
+        self.missing, self.unacknowledged = frozenset(self.topics.asked), frozenset()
         self.counters.connects += 1
         self._watch.opened()
         self.connected = True
@@ -197,9 +198,10 @@ class PolygonStream:
             self._listener.closed(self, cause)
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        if not read.cancelled():
-            read.result()
+            ended = await asyncio.gather(*tasks, return_exceptions=True)
+        for error in ended:
+            if isinstance(error, Exception):
+                raise error
         raise VendorUnavailable(f"given up after {self._watch.bound_s:g} s without data ({cause})")
 
     async def _read(self, wire: Wire) -> NoReturn:
@@ -239,6 +241,7 @@ class PolygonStream:
     def _acknowledge(self, status: Status, at_ms: int) -> None:
         for topic in self.topics.acknowledged(status.message) if status.status == "success" else ():
             self.missing -= {topic}
+            self.unacknowledged -= {topic}
             if topic in self.topics.primary:
                 self._begin(self.topics.asked[topic], at_ms)
 
@@ -268,6 +271,7 @@ class PolygonStream:
                 for batch in (topics[i : i + TOPICS_A_MESSAGE] for i in range(0, len(topics), TOPICS_A_MESSAGE)):
                     await wire.send({"action": "subscribe", "params": ",".join(batch)})
             await asyncio.sleep(self._settings.ack_timeout_s)
+            self.unacknowledged = self.missing
             if not self.missing:
                 break
             log.warning(

@@ -1,0 +1,46 @@
+"""Opening a key-value bucket that several processes may be the first to want."""
+
+from __future__ import annotations
+
+import nats.errors
+from nats.js import JetStreamContext, api
+from nats.js.errors import APIError, BucketNotFoundError
+from nats.js.errors import Error as JetStreamError
+from nats.js.kv import KeyValue
+
+from market_pipeline.bus.streams import NAME_IN_USE, bus_error
+
+KV_ERRORS = (APIError, JetStreamError, nats.errors.Error, TimeoutError, OSError)
+"""What an operation on a bucket raises when JetStream is away, besides what it is asked to tell apart."""
+
+
+async def open_bucket(
+    js: JetStreamContext, name: str, description: str, *, ttl_s: float | None = None, replicas: int = 1
+) -> KeyValue:
+    """Return the bucket of this name, on disk, one revision a key; it is created when there is none.
+
+    Raises:
+        BusUnreachable: JetStream does not answer.
+    """
+    try:
+        try:
+            return await js.key_value(name)
+        except BucketNotFoundError:
+            pass
+        try:
+            return await js.create_key_value(
+                api.KeyValueConfig(
+                    bucket=name,
+                    description=description,
+                    storage=api.StorageType.FILE,
+                    history=1,
+                    ttl=ttl_s,
+                    replicas=replicas,
+                )
+            )
+        except APIError as error:
+            if error.err_code != NAME_IN_USE:
+                raise
+            return await js.key_value(name)  # another process was first
+    except KV_ERRORS as error:
+        raise bus_error(error, f"bucket {name}") from error

@@ -1,0 +1,228 @@
+"""The envelope of a tick batch: its headers, and what consumers compare in them.
+
+A batch holds ticks of one symbol in the order in which they arrived, and batches of a symbol follow each other in that
+order. A batch without rows is a heartbeat: its payload is empty, and its headers prove that a quiet time was quiet.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+from urllib.parse import quote, unquote
+
+import polars as pl
+
+from market_pipeline.bus.envelope import MAX_BATCH_ID, now_ms
+from market_pipeline.errors import UnreadableBatch
+from market_pipeline.market.ticks import STORED_TICK_SCHEMA
+from market_pipeline.market.timeframes import from_ms, to_ms
+from market_pipeline.tick_payload import UNREADABLE, decode_ticks, encode_ticks
+
+TICK_SCHEMA_VERSION = 1
+VENDOR_STREAM = "vendor_stream"
+
+_VERSION = "Schema-Version"
+_STAGE = "Stage-"
+_STAGE_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
+_SAFE = "/:.,;+@=()[]!*"
+_TEXT = {
+    "correlation_id": "Correlation-Id",
+    "source": "Source",
+    "symbol": "Symbol",
+    "collector_id": "Collector-Id",
+    "session_id": "Session-Id",
+}
+_NUMBERS = {
+    "batch_id": ("Batch-Id", 1, MAX_BATCH_ID),
+    "epoch": ("Epoch", 0, 2**63 - 1),
+    "rows": ("Rows", 0, 2**32 - 1),
+}
+_TIMES = {"session_started": "Session-Started", "alive_at": "Alive-At"}
+_OPTIONAL_TIMES = {"first_ts": "First-Ts", "last_ts": "Last-Ts", "lost_from": "Lost-From"}
+_MIN_MS = to_ms(datetime.fromisoformat("0001-01-01T00:00:00+00:00"))
+_MAX_MS = to_ms(datetime.fromisoformat("9999-12-31T23:59:59+00:00"))
+
+
+@dataclass(frozen=True, slots=True)
+class TickHeaders:
+    """Describe a tick batch without its payload. Times are UTC, to the millisecond.
+
+    batch_id: random, 1 … 2^63 − 1; the same in every row: a redelivery brings the same one.
+    symbol: the key. rows: 0 for a heartbeat. first_ts, last_ts: earliest and latest vendor time; None without rows.
+    collector_id, epoch: who published, and the epoch of its lease: of two collectors the higher epoch is right.
+    session_id, session_started: the uninterrupted, overflow-free session of this symbol that the rows came in. Where
+        nothing is proven (the subscription is not acknowledged yet), session_started equals alive_at.
+    alive_at: every event of the session before this moment is in this batch or in an earlier one.
+    lost_from: events of this symbol in [lost_from, session_started) may be lost; None where nothing went before.
+    stages: epoch ms, `received` (the first row by the collector) and `published`.
+    """
+
+    batch_id: int
+    correlation_id: str
+    symbol: str
+    collector_id: str
+    epoch: int
+    rows: int
+    session_id: str
+    session_started: datetime
+    alive_at: datetime
+    first_ts: datetime | None = None
+    last_ts: datetime | None = None
+    lost_from: datetime | None = None
+    source: str = VENDOR_STREAM
+    schema_version: int = TICK_SCHEMA_VERSION
+    stages: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def heartbeat(self) -> bool:
+        """Whether the batch has no rows."""
+        return self.rows == 0
+
+    def with_stage(self, name: str, at_ms: int | None = None) -> TickHeaders:
+        """Return the headers with one more stage, by default passed now."""
+        return replace(self, stages={**self.stages, name: now_ms() if at_ms is None else at_ms})
+
+    def to_nats(self) -> dict[str, str]:
+        """Return the NATS headers: printable ASCII; what is None is left out."""
+        headers = {_VERSION: str(self.schema_version)}
+        for name, (header, _, _) in _NUMBERS.items():
+            headers[header] = str(getattr(self, name))
+        for name, header in (_TIMES | _OPTIONAL_TIMES).items():
+            if (value := getattr(self, name)) is not None:
+                headers[header] = str(to_ms(value))
+        for name, header in _TEXT.items():
+            headers[header] = quote(getattr(self, name), safe=_SAFE, errors="surrogatepass")
+        for stage, at_ms in self.stages.items():
+            if not _STAGE_NAME.fullmatch(stage):
+                raise ValueError(f"a stage is named by small letters, digits and _, not {stage!r}")
+            headers[f"{_STAGE}{stage}"] = str(at_ms)
+        return headers
+
+    @classmethod
+    def from_nats(cls, headers: Mapping[str, str] | None) -> TickHeaders:
+        """Read the NATS headers of a message; headers of others are passed over.
+
+        Raises:
+            UnreadableBatch: a header is missing or wrong (reason `unreadable_envelope`), or the schema version is
+                not ours (reason `schema_version`); the message names header and value.
+        """
+        given = headers or {}
+        version = _number(given, _VERSION, 0, 2**31)
+        if version != TICK_SCHEMA_VERSION:
+            raise UnreadableBatch(
+                f"tick schema version {version}: this program reads version {TICK_SCHEMA_VERSION}",
+                reason="schema_version",
+            )
+        values: dict[str, Any] = {}
+        for name, (header, low, high) in _NUMBERS.items():
+            values[name] = _number(given, header, low, high)
+        for name, header in _TIMES.items():
+            values[name] = from_ms(_number(given, header, _MIN_MS, _MAX_MS))
+        for name, header in _OPTIONAL_TIMES.items():
+            if header in given:
+                values[name] = from_ms(_number(given, header, _MIN_MS, _MAX_MS))
+        for name, header in _TEXT.items():
+            values[name] = _text(given, header)
+        first, last = values.get("first_ts"), values.get("last_ts")
+        if values["rows"] and (first is None or last is None or last < first):
+            raise _unreadable(f"a batch of {values['rows']} rows needs {_OPTIONAL_TIMES['first_ts']} up to Last-Ts")
+        stages = {
+            header.removeprefix(_STAGE): _number(given, header, 0, _MAX_MS)
+            for header in given
+            if header.startswith(_STAGE)
+        }
+        return cls(**values, schema_version=version, stages=stages)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedTicks:
+    """Hold a tick batch that is ready to be published; the payload of a heartbeat is empty."""
+
+    headers: TickHeaders
+    payload: bytes
+
+
+def new_batch_id() -> int:
+    """Return a random batch id, 1 … 2^63 − 1."""
+    return secrets.randbelow(MAX_BATCH_ID) + 1
+
+
+def encode_tick_batch(frame: pl.DataFrame, headers: TickHeaders) -> EncodedTicks:
+    """Encode ticks (TICK_SCHEMA, one symbol, in the order of arrival) under headers whose rows and times are filled in.
+
+    Raises:
+        InvalidTicks: a column is missing or of another dtype, or the rows are of more than one symbol.
+    """
+    if frame.is_empty():
+        return EncodedTicks(replace(headers, rows=0, first_ts=None, last_ts=None), b"")
+    first, last = frame.select(pl.col("ts").min().alias("first"), pl.col("ts").max().alias("last")).row(0)
+    payload = encode_ticks(frame, headers.batch_id)
+    return EncodedTicks(replace(headers, rows=frame.height, first_ts=first, last_ts=last), payload)
+
+
+def decode_tick_batch(payload: bytes, headers: TickHeaders) -> pl.DataFrame:
+    """Decode the payload of a tick batch to STORED_TICK_SCHEMA and prove that it is the one of these headers.
+
+    Raises:
+        UnreadableBatch: reason `unreadable_payload`: not Arrow, or rows of another symbol or batch, or not as many.
+    """
+    if headers.heartbeat and not payload:
+        return pl.DataFrame(schema=STORED_TICK_SCHEMA)
+    frame = decode_ticks(payload)
+    if frame.height != headers.rows:
+        raise UnreadableBatch(f"the headers say {headers.rows} rows, the payload has {frame.height}", reason=UNREADABLE)
+    for name, said in (("symbol", headers.symbol), ("batch_id", headers.batch_id)):
+        if not frame.get_column(name).eq_missing(said).all():
+            raise UnreadableBatch(f"the headers say {name} {said}, the payload holds others", reason=UNREADABLE)
+    return frame
+
+
+class EpochFence:
+    """Tell batches of the collector that holds the lease from those of one that lost it and does not know yet."""
+
+    def __init__(self, highest: Mapping[str, int] | None = None) -> None:
+        """Start from the highest epochs known by symbol: those of a checkpoint."""
+        self.highest = dict(highest or {})
+
+    def admits(self, headers: TickHeaders) -> bool:
+        """Return False for a batch of an epoch below the highest seen of its symbol."""
+        if headers.epoch < self.highest.get(headers.symbol, 0):
+            return False
+        self.highest[headers.symbol] = headers.epoch
+        return True
+
+
+def _number(headers: Mapping[str, str], header: str, low: int, high: int) -> int:
+    text = _raw(headers, header)
+    # int() also takes blanks, underscores and the digits of every script
+    if not re.fullmatch(r"-?[0-9]{1,20}", text, re.ASCII):
+        raise _unreadable(f"{header} is {text[:40]!r}, must be a whole number")
+    value = int(text)
+    if not low <= value <= high:
+        raise _unreadable(f"{header} is {value}, must lie in {low} … {high}")
+    return value
+
+
+def _text(headers: Mapping[str, str], header: str) -> str:
+    text = _raw(headers, header)
+    if not text:
+        raise _unreadable(f"{header} is empty")
+    try:
+        return unquote(text, errors="surrogatepass")
+    except UnicodeDecodeError:
+        raise _unreadable(f"{header} is {text[:40]!r}, which is not percent-encoded UTF-8") from None
+
+
+def _raw(headers: Mapping[str, str], header: str) -> str:
+    try:
+        return headers[header]
+    except KeyError:
+        raise _unreadable(f"the header {header} is missing") from None
+
+
+def _unreadable(message: str) -> UnreadableBatch:
+    return UnreadableBatch(message, reason="unreadable_envelope")

@@ -1,0 +1,119 @@
+"""What a supervisor is told of a collector."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from market_pipeline.vendors.polygon.stream import PolygonStream
+
+STUCK_AFTER_S = 30.0
+AWAY_AFTER_S = 30.0
+
+State = Literal["standby", "running", "stopped"]
+
+
+@dataclass(frozen=True, slots=True)
+class StreamHealth:
+    """The state of one market's connection; ages in seconds. `refused`: the vendor's words when it refuses the key."""
+
+    market: str
+    connected: bool
+    frame_age_s: float
+    market_open: bool
+    connects: int
+    ended: dict[str, int]
+    frames: int
+    ticks: int
+    bad_events: int
+    unknown_events: dict[str, int]
+    unreadable_frames: int
+    acks_missing: tuple[str, ...]
+    refused: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CollectorHealth:
+    """The state of a collector.
+
+    problems: why it is not healthy, in words; empty when it is. state: `standby` while another holds the lease.
+    queue: ticks that wait or are being published, `queue_limit` at most; `stuck_s`: how long they wait without
+        progress. losses: recorded by cause; `losses_waiting` are known but not kept yet; `gaps`: symbols whose events
+        are being lost now.
+    """
+
+    state: State
+    problems: tuple[str, ...]
+    collector_id: str
+    epoch: int
+    streams: tuple[StreamHealth, ...]
+    queue: int
+    queue_limit: int
+    stuck_s: float
+    batches: int
+    ticks: int
+    heartbeats: int
+    dropped: int
+    losses: dict[str, int]
+    losses_waiting: int
+    gaps: tuple[str, ...]
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+
+def stream_health(stream: PolygonStream, market_open: bool, refused: str) -> StreamHealth:
+    """Return the state of a market's connection."""
+    counters = stream.counters
+    return StreamHealth(
+        market=stream.topics.market,
+        connected=stream.connected,
+        frame_age_s=round(time.monotonic() - stream.frame_at, 3),
+        market_open=market_open,
+        connects=counters.connects,
+        ended=dict(counters.ended),
+        frames=counters.frames,
+        ticks=counters.ticks,
+        bad_events=counters.bad,
+        unknown_events=dict(counters.unknown),
+        unreadable_frames=counters.unreadable,
+        acks_missing=tuple(sorted(stream.unacknowledged)),
+        refused=refused,
+    )
+
+
+def problems_of(
+    state: State,
+    streams: Sequence[StreamHealth],
+    *,
+    bus_connected: bool,
+    lease_held: bool,
+    queue: int,
+    stuck_s: float,
+    losses_waiting: int,
+) -> list[str]:
+    """Return what is wrong, in words a person can act on."""
+    problems = [] if bus_connected else ["no connection to NATS"]
+    if state == "stopped":
+        return [*problems, "not running"]
+    if state == "standby":
+        return problems
+    if not lease_held:
+        problems.append("the lease is not held")
+    if stuck_s > STUCK_AFTER_S:
+        problems.append(f"{queue} ticks wait without progress for {stuck_s:.0f} s")
+    for each in streams:
+        if each.refused:
+            problems.append(f"{each.market}: {each.refused}")
+        elif not each.connected and each.market_open and each.frame_age_s > AWAY_AFTER_S:
+            problems.append(f"{each.market}: not connected for {each.frame_age_s:.0f} s")
+        elif each.connected and each.acks_missing:
+            shown = ", ".join(each.acks_missing[:5])
+            problems.append(f"{each.market}: {len(each.acks_missing)} subscriptions not acknowledged: {shown}")
+    if losses_waiting:
+        problems.append(f"{losses_waiting} losses are not recorded yet")
+    return problems

@@ -1,0 +1,62 @@
+"""One symbol's way through the collector: its session, its open gap and its ticks that wait."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+
+from market_pipeline.bus.losses import LossCause
+from market_pipeline.vendors.polygon.stream import PolygonStream, StreamTick
+
+
+@dataclass(slots=True)
+class Session:
+    """A time in which a symbol's events came uninterrupted and without overflow; epoch ms.
+
+    started_ms: None while the subscription is not acknowledged, so that nothing is proven.
+    lost_from_ms: events between this and the start may be lost; None where nothing went before.
+    ended_ms: up to where it is proven, once it has ended. shown: a batch of it has been published.
+    """
+
+    id: str
+    stream: PolygonStream
+    started_ms: int | None
+    lost_from_ms: int | None = None
+    ended_ms: int | None = None
+    shown: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A time, still going on, in which events may be lost; epoch ms."""
+
+    from_ms: int
+    cause: LossCause
+    session_id: str
+
+
+@dataclass(slots=True)
+class Lane:
+    """Hold one symbol's state. `sent_at`: monotonic time of the last batch. `dropped` counts overflow."""
+
+    symbol: str
+    calendar: str
+    primary_kind: str
+    stream: PolygonStream | None = None
+    acknowledged: bool = False
+    session: Session | None = None
+    gap: Gap | None = None
+    pending: deque[tuple[Session, StreamTick]] = field(default_factory=deque)
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    full: asyncio.Event = field(default_factory=asyncio.Event)
+    sent_at: float = 0.0
+    batches: int = 0
+    dropped: int = 0
+
+    def alive_ms(self, session: Session) -> int:
+        """Return up to where the session is proven, once everything that was taken off the lane is published."""
+        alive = session.stream.alive_ms if session.ended_ms is None else session.ended_ms
+        if self.pending and self.pending[0][0] is session:
+            alive = min(alive, self.pending[0][1].ts_ms)
+        return alive

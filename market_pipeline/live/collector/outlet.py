@@ -1,0 +1,139 @@
+"""The way out: micro-batches and heartbeats of each symbol, in their order, to the bus."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import replace
+from typing import Protocol
+
+import structlog
+
+from market_pipeline.bus.envelope import now_ms
+from market_pipeline.bus.lease import Lease
+from market_pipeline.bus.tick_envelope import EncodedTicks
+from market_pipeline.errors import BusUnreachable, StreamFull
+from market_pipeline.live.collector.batches import tick_batch
+from market_pipeline.live.collector.hours import MarketHours
+from market_pipeline.live.collector.intake import Intake
+from market_pipeline.live.collector.lanes import Lane, Session
+from market_pipeline.settings import StreamSettings
+from market_pipeline.vendors.polygon.stream import StreamTick
+
+log = structlog.get_logger(__name__)
+
+# A closed market is quiet for days: a sign of life now and then is enough. The last minute is still proven.
+CLOSED_HEARTBEAT_S = 30.0
+AFTER_CLOSE_MS = 120_000
+AGAIN_S = 0.25
+
+
+class TickOutlet(Protocol):
+    """Take batches: the bus, or the bus behind a spool."""
+
+    def publish(self, batch: EncodedTicks) -> Awaitable[object]:
+        """Return once the batch is kept.
+
+        Raises:
+            BusUnreachable, StreamFull: it is not; it will be brought again.
+        """
+        ...
+
+
+class Lanes:
+    """Publish what the intake keeps.
+
+    A symbol has one publication on its way at a time, so that its batches lie in the stream in their order; while one
+    is on its way the next one grows, up to `batch_ticks`.
+    """
+
+    def __init__(
+        self,
+        intake: Intake,
+        outlet: TickOutlet,
+        lease: Lease,
+        settings: StreamSettings,
+        hours: Callable[[str], MarketHours],
+        collector_id: str,
+    ) -> None:
+        self._intake = intake
+        self._outlet = outlet
+        self._lease = lease
+        self._settings = settings
+        self._hours = hours
+        self._collector_id = collector_id
+        self._said = False
+        self.progress_at = time.monotonic()
+        self.batches = self.ticks = self.heartbeats = 0
+
+    async def run(self, lane: Lane) -> None:
+        """Publish one lane until cancelled."""
+        settings = self._settings
+        hours = self._hours(lane.calendar)
+        while True:
+            if not lane.pending:
+                pause = settings.heartbeat_s
+                if not hours.is_open(now_ms(), after_ms=AFTER_CLOSE_MS):
+                    pause = max(pause, CLOSED_HEARTBEAT_S)
+                if await _waited(lane.arrived, lane.sent_at + pause - time.monotonic()):
+                    continue
+                session = self._intake.quiet_session(lane)
+                lane.sent_at = time.monotonic()
+                if session is not None:
+                    await self._publish(lane, session, [])
+                    self.heartbeats += 1
+                continue
+            if not lane.full.is_set():
+                await _waited(lane.full, settings.batch_ms / 1000)
+            session, ticks = self._intake.take(lane)
+            await self._publish(lane, session, ticks)
+            self._intake.done(len(ticks))
+            self.batches += 1
+            self.ticks += len(ticks)
+
+    async def drained(self, seconds: float) -> bool:
+        """Wait until everything is published; False if it is not after so long."""
+        return await _waited(self._intake.empty, seconds)
+
+    @property
+    def stuck_s(self) -> float:
+        """Seconds that ticks wait without progress; 0 when none wait."""
+        if not self._intake.size:
+            return 0.0
+        return time.monotonic() - max(self.progress_at, self._intake.pending_since)
+
+    async def _publish(self, lane: Lane, session: Session, ticks: list[StreamTick]) -> None:
+        """Publish, with the lease held, until it is kept: what cannot be waits in memory, bounded by the intake."""
+        batch = tick_batch(
+            lane, session, ticks, collector_id=self._collector_id, epoch=self._lease.epoch, now_ms=now_ms()
+        )
+        while True:
+            await self._lease.wait_held()
+            if batch.headers.epoch != self._lease.epoch:
+                batch = replace(batch, headers=replace(batch.headers, epoch=self._lease.epoch))
+            try:
+                await self._outlet.publish(batch)
+                break
+            except (BusUnreachable, StreamFull) as error:
+                if not self._said:
+                    log.warning("ticks_not_published", waiting=self._intake.size, error=str(error))
+                self._said = True
+                await asyncio.sleep(AGAIN_S)
+        if self._said:
+            self._said = False
+            log.info("ticks_published_again", waiting=self._intake.size)
+        session.shown = True
+        self.progress_at = lane.sent_at = time.monotonic()
+
+
+async def _waited(event: asyncio.Event, seconds: float) -> bool:
+    """Wait for an event; False if it does not come within so long."""
+    if event.is_set():
+        return True
+    if seconds > 0:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await event.wait()
+    return event.is_set()
