@@ -84,7 +84,7 @@ async def connect(settings: NatsSettings, name: str) -> Client:
             log.warning("bus error", connection=name, server=where, error=text)
 
     async def on_disconnected() -> None:
-        if connected:
+        if connected and not client.is_closed:  # a close of our own is no news
             log.warning("bus disconnected", connection=name, server=where)
 
     async def on_reconnected() -> None:

@@ -129,7 +129,7 @@ class TickHeaders:
             values[name] = _text(given, header)
         first, last = values.get("first_ts"), values.get("last_ts")
         if values["rows"] and (first is None or last is None or last < first):
-            raise _unreadable(f"a batch of {values['rows']} rows needs {_OPTIONAL_TIMES['first_ts']} up to Last-Ts")
+            raise _unreadable(f"Rows is {values['rows']}, but First-Ts and Last-Ts are missing or out of order")
         stages = {
             header.removeprefix(_STAGE): _number(given, header, 0, _MAX_MS)
             for header in given

@@ -126,7 +126,12 @@ def _write(frame: pl.DataFrame, file: Path | None, *, as_csv: bool) -> None:
 
 
 def _bars_table(frame: pl.DataFrame, symbol: str, timeframe: str) -> Table:
-    table = Table(title=f"{frame['symbol'][0] if frame.height else symbol} {timeframe}, UTC", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(
+        title=f"{frame['symbol'][0] if frame.height else symbol} {timeframe}, UTC",
+        box=None,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     for name in _SHOWN:
         table.add_column(name, justify="left" if name in ("ts", "source") else "right", no_wrap=True)
     for row in frame.select(_SHOWN).iter_rows(named=True):

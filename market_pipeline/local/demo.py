@@ -19,7 +19,6 @@ from market_pipeline.market.timeframes import DERIVED
 from market_pipeline.settings import Settings
 from market_pipeline.stores.bar_facts import BarFacts
 from market_pipeline.stores.clickhouse import connect
-from market_pipeline.stores.migrations import apply
 
 DAYS = 35
 ASSETS = ("bars_1m", *(f"bars_{code}" for code in DERIVED))
@@ -81,9 +80,7 @@ def run_demo(home: Path, console: Console) -> None:
         console.print("POLYGON_API_KEY is set: the demo asks the real vendor, at the rate of your plan.")
     console.print(f"stack ready after {time.monotonic() - began:.0f} s; Dagster: {settings.dagster.webserver_url}")
 
-    client = connect(settings.clickhouse)
-    apply(client)
-    store = BarFacts(client)
+    store = BarFacts(connect(settings.clickhouse))
     with ControlRoom(settings.dagster.webserver_url) as room:
         before = _rows(store)
         runs = {room.launch("load_history", tags=part.tags): part for part in parts(datetime.now(UTC))}

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Metadata = dict[str, Any]
 
 MOST_TABLE_ROWS = 50
-_GAP_COLUMNS = ("symbol", "start_ts", "end_ts", "minutes", "cause", "state", "attempts", "last_attempt")
+_GAP_COLUMNS = ("symbol", "start", "end", "minutes", "cause", "state", "attempts")
 PARTIAL = "partial"
 """True where the day or week was still running, or not yet settled, when it was loaded."""
 
@@ -119,7 +119,7 @@ def _load_summary(report: LoadReport, symbols: Iterable[str]) -> Metadata:
     if gaps:
         table = pl.concat(gaps, how="diagonal_relaxed").sort("minutes", descending=True)
         summary["gaps in all"] = table.height
-        summary["gaps"] = frame_table(table.select(name for name in _GAP_COLUMNS if name in table.columns))
+        summary["gaps"] = frame_table(table.rename({"start_ts": "start", "end_ts": "end"}).select(_GAP_COLUMNS))
     if report.latency_ms:
         summary["latency (ms)"] = dg.MetadataValue.json({name: round(ms, 1) for name, ms in report.latency_ms.items()})
     return summary

@@ -13,7 +13,8 @@ LIMIT = 1_000
 _WIDTH, _HEIGHT = 180, 28
 _HEAD = f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{_HEIGHT}">'
 # readable on the UI's light and dark ground
-_GOOD, _BAD, _LINE = "#2a9d6f", "#d1495b", "#4c7fd0"
+_LEVELS = ((0.99, "#2a9d6f"), (0.95, "#e0a030"), (0.0, "#d1495b"))
+_LINE = "#4c7fd0"
 _MOST_BARS, _MOST_POINTS = 30, 48
 
 
@@ -21,19 +22,19 @@ def coverage_strip(shares: Sequence[float]) -> str:
     """Return markdown with a strip of bars, one a day or group of days: height and colour are the share covered.
 
     `shares` lie in [0, 1], oldest first; a group shows its worst day, so that a hole stays visible in a long range.
-    Returns an empty string where there is nothing to draw.
+    Green from 99 %, amber from 95 %, red below. Returns an empty string where there is nothing to draw.
     """
     if not shares:
         return ""
     groups = _worst_of_groups([min(1.0, max(0.0, share)) for share in shares])
     step = _WIDTH / len(groups)
     width = max(1.0, step * 0.85)
-    good: list[str] = []
-    bad: list[str] = []
+    moves: dict[str, list[str]] = {colour: [] for _, colour in _LEVELS}
     for n, share in enumerate(groups):
         height = max(1, round(share * _HEIGHT))
-        (good if share >= 0.999 else bad).append(f"M{_num(n * step + width / 2)} {_HEIGHT}v-{height}")
-    return _markdown("coverage", _strokes(good, _GOOD, width) + _strokes(bad, _BAD, width))
+        colour = next(colour for least, colour in _LEVELS if share >= least)
+        moves[colour].append(f"M{_num(n * step + width / 2)} {_HEIGHT}v-{height}")
+    return _markdown("coverage", "".join(_strokes(some, colour, width) for colour, some in moves.items()))
 
 
 def sparkline(values: Sequence[float]) -> str:

@@ -38,6 +38,11 @@ def test_one_bad_day_of_years_stays_visible() -> None:
     assert holed[1].get("d", "").count("M") == 1
 
 
+def test_a_thin_market_is_not_painted_red() -> None:
+    strip = svg_of(coverage_strip([1.0, 0.985, 0.5]))
+    assert [path.get("stroke") for path in strip] == ["#2a9d6f", "#e0a030", "#d1495b"]
+
+
 def test_nothing_to_draw_is_nothing() -> None:
     assert coverage_strip([]) == ""
     assert sparkline([3.0]) == ""

@@ -52,16 +52,27 @@ class ClickHouse(Component):
         )
 
     def bootstrap(self) -> None:
-        """Create the database of the pipeline and the one that probes write into."""
+        """Create the pipeline's database with its schema, and the database that probes write into."""
         if not self.ready_file.exists():  # the engine is still opening its folder
             raise ProbeFailed("the engine is opening its folder")
         client = self._connect()
         try:
-            client.command(f"CREATE DATABASE IF NOT EXISTS {self.context.settings.clickhouse.database}")
             client.command("CREATE DATABASE IF NOT EXISTS stack_probe")
             client.command(_PROBE_TABLE)
         finally:
             client.close()
+        self._apply_schema()
+
+    def _apply_schema(self) -> None:
+        # imported here: the supervisor starts the other components before it needs polars
+        from market_pipeline.stores.clickhouse import connect
+        from market_pipeline.stores.migrations import apply
+
+        store = connect(self.context.settings.clickhouse)
+        try:
+            apply(store)
+        finally:
+            store.close()
 
     def probe(self, *, deep: bool) -> None:
         """Let the engine compute; `deep` also inserts a row and reads it back."""

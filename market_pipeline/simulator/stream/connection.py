@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from market_pipeline.simulator.stream.hub import StreamHub
 
 _POLICY = 1008  # the close code of a session that is refused
+_PREPARE_S = 0.002  # of every interval
 _ENCODER = msgspec.json.Encoder()
 _REFUSALS = {
     "auth_failed": "authentication failed",
@@ -114,6 +115,8 @@ class Connection:
         if not patient and self.outbox.backlog > self._hub.settings.slow_reader_bytes:
             self._hub.stats.sessions["cut_off"] += 1
             self.drop()
+        elif not patient and self._feed is not None:
+            self._feed.prepare(_PREPARE_S)
 
     # The conversation
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,7 +22,7 @@ from market_pipeline.simulator.ticks import Ticks, joined
 Event = tuple[int, Lane, msgspec.Struct]
 """When it is due (epoch ms of the vendor's clock), its lane, and what is sent."""
 
-_BLOCK_EVENTS = 5_000
+_BLOCK_EVENTS, _LANE_EVENTS = 5_000, 50  # in a block, and of each lane at least
 _BLOCK_MS = (250, 24 * 60 * MINUTE_MS)
 _KEPT_MS = 10 * MINUTE_MS
 
@@ -31,6 +33,13 @@ class _Block:
     end: int
     lane: Int64Array
     ticks: Ticks
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    start: int
+    end: int
+    parts: list[Ticks]  # of the first lanes, as far as they are read
 
 
 class Feed:
@@ -47,6 +56,7 @@ class Feed:
         self._bars = [lane for lane in known if lane.topic in BAR_TOPICS[market]]
         self._makers: list[TickMaker] = [tick_maker(lane.topic, lane.ticker, lane.pair) for lane in self._lanes]
         self._block: _Block | None = None
+        self._draft: _Draft | None = None
         self._length = _BLOCK_MS[0]
         self._kept: dict[str, tuple[int, int, Ticks]] = {}
         self.version = state.version
@@ -76,6 +86,13 @@ class Feed:
         stop = int(block.ticks.ts[last]) + 1 if last < len(block.ticks) else block.end
         return min(end_ms, stop)
 
+    def prepare(self, seconds: float) -> None:
+        """Spend at most about this time on what `take` will need next, so that it need not do it all at once."""
+        if self._block is not None:
+            if self._draft is None:
+                self._draft = _Draft(self._block.end, self._block.end + self._length, [])
+            self._read(self._draft, time.perf_counter() + seconds)
+
     def _made(self, block: _Block, at: slice) -> list[Event]:
         ticks, lanes, makers = block.ticks.take(at), self._lanes, self._makers
         rows = zip(
@@ -90,19 +107,28 @@ class Feed:
         return [(t, lanes[k], makers[k](t, number, price, ask, size)) for k, t, number, price, ask, size in rows]
 
     def _block_at(self, at: int) -> _Block:
-        block = self._block
-        if block is not None and block.start <= at < block.end:
-            return block
-        end = at + self._length
-        parts = [self._ticks(lane.ticker, at, end) for lane in self._lanes]
-        merged = joined(parts)
-        lane = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        if self._block is not None and self._block.start <= at < self._block.end:
+            return self._block
+        draft = self._draft
+        if draft is None or draft.start != at:
+            draft = _Draft(at, at + self._length, [])
+        self._draft = None
+        self._read(draft)
+        merged = joined(draft.parts)
+        lane = np.repeat(np.arange(len(draft.parts)), [len(part) for part in draft.parts])
         order = np.argsort(merged.ts, kind="stable")
-        self._block = _Block(at, end, lane[order], merged.take(order))
+        self._block = _Block(at, draft.end, lane[order], merged.take(order))
         # As many events a block as keep numpy's overhead small without holding up the stream while it is made.
-        factor = min(4.0, _BLOCK_EVENTS / max(len(merged), 1))
+        wanted = max(_BLOCK_EVENTS, _LANE_EVENTS * len(self._lanes))
+        factor = min(4.0, wanted / max(len(merged), 1))
         self._length = int(min(max(self._length * factor, _BLOCK_MS[0]), _BLOCK_MS[1]))
         return self._block
+
+    def _read(self, draft: _Draft, until: float = math.inf) -> None:
+        for lane in self._lanes[len(draft.parts) :]:
+            if time.perf_counter() >= until:
+                return
+            draft.parts.append(self._ticks(lane.ticker, draft.start, draft.end))
 
     def _ticks(self, ticker: str, start: int, end: int) -> Ticks:
         if self._state.loaded(ticker):

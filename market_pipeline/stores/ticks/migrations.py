@@ -88,6 +88,7 @@ async def apply(settings: PostgresSettings) -> Layout:
         state = await _detect(settings)
         layout = state.standing or await _choose(settings, state)
         async with await connect(settings) as connection, connection.transaction():
+            connection.add_notice_handler(_log_warning)
             await connection.execute(load_sql("schema_lock"))
             # another process may have been first, and have chosen otherwise
             layout = (await _state(connection)).standing or layout
@@ -113,19 +114,21 @@ async def _choose(settings: PostgresSettings, state: TimescaleState) -> Layout:
     async with await connect(settings) as connection:
         try:
             await connection.execute(load_sql("timescaledb_create"))
-        except psycopg.errors.UniqueViolation:  # another process created it at the same moment
-            return Layout.HYPERTABLE
-        except (psycopg.errors.DatabaseError, psycopg.errors.InternalError) as error:
-            if isinstance(error, psycopg.OperationalError) and connection.closed and "preloaded" not in str(error):
+        except psycopg.DatabaseError as error:
+            reason = str(error).partition("\n")[0]
+            if connection.closed and "preloaded" not in reason:  # which the extension itself ends the session for
                 raise
-            log.warning(
-                "timescaledb_not_used",
-                reason=str(error).splitlines()[0],
-                instead="daily partitions",
-                hint="put timescaledb into shared_preload_libraries and let the database's owner create the extension",
-            )
-            return Layout.PARTITIONS
-    return Layout.HYPERTABLE
+        else:
+            return Layout.HYPERTABLE
+    if (await _detect(settings)).installed:  # by another process, at the same moment
+        return Layout.HYPERTABLE
+    log.warning(
+        "timescaledb_not_used",
+        reason=reason,
+        instead="daily partitions",
+        hint="put timescaledb into shared_preload_libraries and let the database's owner create the extension",
+    )
+    return Layout.PARTITIONS
 
 
 async def _apply(connection: AsyncConnection, migrations: list[Migration]) -> None:
@@ -151,3 +154,8 @@ async def _apply(connection: AsyncConnection, migrations: list[Migration]) -> No
             {"version": migration.version, "name": migration.name, "checksum": migration.checksum},
         )
         log.info("tick_migration_applied", version=migration.version, name=migration.name)
+
+
+def _log_warning(notice: psycopg.errors.Diagnostic) -> None:
+    if notice.severity_nonlocalized == "WARNING":
+        log.warning("tick_migration_warning", message=notice.message_primary)

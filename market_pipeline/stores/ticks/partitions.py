@@ -12,6 +12,7 @@ from datetime import UTC, date, datetime, time, timedelta
 import structlog
 from psycopg import sql
 
+from market_pipeline.errors import StoreUnreachable
 from market_pipeline.stores.ticks.connection import AsyncConnection, rows
 from market_pipeline.stores.ticks.sql_files import load_sql
 
@@ -32,7 +33,11 @@ class Partitions:
         self._known.clear()
 
     async def ensure(self, connection: AsyncConnection, days: Iterable[date]) -> None:
-        """Create the partitions of the UTC days, of today and of the days ahead, unless they are there."""
+        """Create the partitions of the UTC days, of today and of the days ahead, unless they are there.
+
+        Raises:
+            StoreUnreachable: one of them is just being dropped.
+        """
         today = datetime.now(UTC).date()
         ahead = {today + timedelta(days=n) for n in range(AHEAD.days + 1)}
         missing = ({*days} | ahead) - self._known
@@ -40,7 +45,10 @@ class Partitions:
             return
         async with connection.transaction():
             await connection.execute(load_sql("schema_lock"))
-            attached = {day for day, is_attached, _ in await listed(connection) if is_attached}
+            tables = await listed(connection)
+            if going := sorted(missing & {day for day, _, detaching in tables if detaching}):
+                raise StoreUnreachable(f"the ticks of {going[0]} are being dropped: what came late can be stored after")
+            attached = {day for day, is_attached, _ in tables if is_attached}
             for day in sorted(missing - attached):
                 await _create(connection, day)
         self._known |= attached | missing
@@ -57,22 +65,28 @@ async def listed(connection: AsyncConnection) -> list[tuple[date, bool, bool]]:
 async def drop_before(connection: AsyncConnection, cutoff: date) -> int:
     """Drop the partitions of the UTC days before `cutoff`, and return their number.
 
-    Writers and readers of other days don't wait. What an earlier call left half done is finished. The connection must
-    be in autocommit, and is closed by the caller: it holds the lock on the schema until then.
+    Writers and readers don't wait: a partition leaves the table only when no open transaction uses it. What an earlier
+    call left half done is finished. The connection must be in autocommit, and be closed afterwards: until then no other
+    process drops partitions.
     """
-    await connection.execute(load_sql("schema_lock_session"))
+    await connection.execute(load_sql("retention_lock"))
+    # before anything else: PostgreSQL detaches no other partition while one is on its way
+    for day, _, detaching in await listed(connection):
+        if detaching:
+            await connection.execute(sql.SQL(load_sql("partition_detach_finalize")).format(partition=_name(day)))
     dropped = 0
-    for day, attached, detaching in await listed(connection):
+    for day, attached, _ in await listed(connection):
         if day >= cutoff:
             break
-        names = {"partition": _name(day)}
-        if detaching:
-            await connection.execute(sql.SQL(load_sql("partition_detach_finalize")).format(**names))
-        elif attached:
-            await connection.execute(sql.SQL(load_sql("partition_detach")).format(**names))
-        await connection.execute(sql.SQL(load_sql("partition_drop")).format(**names))
-        log.info("tick_partition_dropped", day=day.isoformat())
-        dropped += 1
+        if attached:
+            await connection.execute(sql.SQL(load_sql("partition_detach")).format(partition=_name(day)))
+        async with connection.transaction():
+            await connection.execute(load_sql("schema_lock"))
+            # a late tick may have brought the day back
+            if (day, False, False) in await listed(connection):
+                await connection.execute(sql.SQL(load_sql("partition_drop")).format(partition=_name(day)))
+                log.info("tick_partition_dropped", day=day.isoformat())
+                dropped += 1
     return dropped
 
 

@@ -10,7 +10,7 @@ import pytest
 from market_pipeline.errors import BadRange, StoreQueryError, StoreUnreachable
 from market_pipeline.market.ticks import STORED_TICK_SCHEMA, TICK_SCHEMA
 from market_pipeline.settings import PostgresSettings
-from market_pipeline.stores.ticks import Outcome, TickBatch, TickReader, TickStore
+from market_pipeline.stores.ticks import Outcome, TickBatch, TickLoss, TickReader, TickStore
 from market_pipeline.stores.ticks.connection import arguments
 from market_pipeline_tests.stores.ticks.frames import (
     START,
@@ -88,7 +88,7 @@ async def test_delivered_again_nothing_doubles_and_repeats_stay(database: Postgr
 
 
 async def test_real_quotes_with_their_exact_repeats(database: PostgresSettings, reader: TickReader) -> None:
-    frame = completed(real_quotes(100_000), symbol := new_symbol())
+    frame = completed(real_quotes(50_000), symbol := new_symbol())
     parts = batches(frame, 256)
     async with TickStore(database) as store:
         for at in range(0, len(parts), 64):
@@ -211,8 +211,6 @@ async def test_a_bad_batch_is_rejected_alone(database: PostgresSettings, reader:
 
 
 async def test_losses_grow_and_are_found_by_what_they_touch(database: PostgresSettings, reader: TickReader) -> None:
-    from market_pipeline.stores.ticks import TickLoss
-
     symbol = new_symbol()
     minute = timedelta(minutes=1)
     async with TickStore(database) as store:

@@ -1,5 +1,6 @@
 -- Ticks arrive at most 48 hours late (the stream keeps them no longer): older chunks are compressed.
--- The Apache edition has no compression and says so with feature_not_supported: then ticks stay as they are.
+-- The Apache edition has no compression and says so with feature_not_supported; another version may know other names.
+-- Then ticks stay as they are: compression saves space, nothing depends on it.
 DO $$
 BEGIN
     IF EXISTS (SELECT 1 FROM pg_proc WHERE proname = 'add_columnstore_policy') THEN -- since TimescaleDB 2.18
@@ -17,7 +18,7 @@ BEGIN
         );
         PERFORM add_compression_policy('market_ticks', INTERVAL '3 days', if_not_exists => true);
     END IF;
-EXCEPTION WHEN feature_not_supported THEN
+EXCEPTION WHEN feature_not_supported OR invalid_parameter_value OR undefined_function THEN
     RAISE WARNING 'ticks are not compressed: %', SQLERRM;
 END
 $$;

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 import structlog
 from pydantic import SecretStr
@@ -18,14 +16,8 @@ from market_pipeline.errors import VendorAuthError, VendorError, VendorRateLimit
 from market_pipeline.settings import StreamSettings
 from market_pipeline.vendors.polygon.auth import KEY_SETTING, BearerKey
 from market_pipeline.vendors.polygon.redaction import redact
-from market_pipeline.vendors.polygon.stream.events import (
-    EventCounters,
-    Status,
-    StreamTick,
-    UnreadableFrame,
-    decode_frame,
-    ticks_of,
-)
+from market_pipeline.vendors.polygon.stream.events import Status, StreamTick, UnreadableFrame, decode_frame, ticks_of
+from market_pipeline.vendors.polygon.stream.listener import StreamCounters, StreamListener
 from market_pipeline.vendors.polygon.stream.names import PRIMARY_KIND, Topics
 from market_pipeline.vendors.polygon.stream.watch import SilenceWatch
 from market_pipeline.vendors.polygon.stream.wire import FAILURES, Wire
@@ -38,49 +30,14 @@ ASK_AGAIN = 3
 SAY_AGAIN_S = 30.0
 
 
-class StreamListener(Protocol):
-    """Hear what a stream does. Called from the reader: must return at once, and can await nothing. Times: epoch ms."""
-
-    def opened(self, stream: PolygonStream) -> None:
-        """A connection is authenticated; nothing is subscribed yet."""
-        ...
-
-    def subscribed(self, symbol: str, at_ms: int) -> None:
-        """The vendor acknowledged the topic that the symbol's bars are made of, or sent the first event of it."""
-        ...
-
-    def ticks(self, ticks: list[StreamTick]) -> None:
-        """Ticks of one frame, in their order."""
-        ...
-
-    def unreadable(self, stream: PolygonStream, at_ms: int) -> None:
-        """A frame could not be read: whatever was in it is lost."""
-        ...
-
-    def closed(self, stream: PolygonStream, cause: str) -> None:
-        """The connection has ended: cause `disconnect` or `silence`."""
-        ...
-
-
-@dataclass(slots=True)
-class StreamCounters(EventCounters):
-    """Count what a stream did; `ended` by cause, `statuses` by the vendor's word."""
-
-    frames: int = 0
-    unreadable: int = 0
-    connects: int = 0
-    pongs: int = 0
-    ended: Counter[str] = field(default_factory=Counter)
-    statuses: Counter[str] = field(default_factory=Counter)
-
-
 class PolygonStream:
     """Keep one connection to one market of the vendor, and tell a listener what comes.
 
     alive_ms: everything that the vendor sent before this moment has been told: the time of an event, never later than
         its arrival, or the time at which a ping that was answered had been sent.
     data_ms: the latest time of an event, likewise. frame_at: monotonic time of the last frame or pong.
-    missing: topics asked for and not acknowledged; unacknowledged: those of them that are overdue. counters: since the client was made.
+    missing: topics asked for and not acknowledged; unacknowledged: those of them that are overdue.
+    counters: since the client was made.
     """
 
     def __init__(

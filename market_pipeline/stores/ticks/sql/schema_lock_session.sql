@@ -1,1 +1,0 @@
-SELECT pg_advisory_lock(hashtextextended('market_pipeline ticks', 0))
