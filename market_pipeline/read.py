@@ -1,7 +1,8 @@
-"""Read bars: what notebooks, back-tests and models import.
+"""Read bars and ticks: what notebooks, back-tests and models import.
 
-from market_pipeline.read import bars
+from market_pipeline.read import bars, ticks
 frame = bars("EUR/USD", "1h", "2024-01-01", "2024-02-01")
+quotes = ticks("EUR/USD", "2024-01-02T08:00", "2024-01-02T09:00")
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from market_pipeline.errors import BadRange, StoreUnreachable
 from market_pipeline.instruments_file import load_instruments
 from market_pipeline.market import timeframes
 from market_pipeline.market.instruments import Instrument
+from market_pipeline.market.ticks import TICK_SCHEMA
 from market_pipeline.market.timeframes import Timeframe
 from market_pipeline.settings import ClickHouseSettings, Settings, load_settings
 from market_pipeline.stores.bars import BarStore
@@ -118,6 +120,33 @@ def newest(
         if frame.height >= count or last - reach <= first:
             return frame.tail(count)
         reach *= 4
+
+
+def ticks(symbol: str, start: Moment, end: Moment, *, settings: Settings | None = None) -> pl.DataFrame:
+    """Return the live quotes and trades of a symbol with ts in [start, end), sorted by ts, then as they arrived.
+
+    Exact repeats are real and stay. Arguments as of `bars`.
+
+    Returns:
+        symbol (String, display form), ts (Datetime ms UTC, the vendor's time), kind (String: quote or trade), bid, ask
+        (Float64, null for trades), price, size (Float64, null for quotes), exchange, conditions (String, null where the
+        vendor gives none), received_at (Datetime ms UTC, when the collector had it).
+
+    Raises:
+        UnknownSymbol, BadRange: as `bars`.
+        StoreUnreachable, StoreAuthError: PostgreSQL does not answer or refuses the user.
+        StoreQueryError: no tick has ever been stored there.
+    """
+    from market_pipeline.stores.ticks.reader import TickReader  # readers of bars need no PostgreSQL driver
+
+    settings = settings or load_settings()
+    instrument = load_instruments(settings).get(symbol)
+    first, last = moment(start, "start"), moment(end, "end")
+    if last <= first:
+        raise BadRange(f"the range ends ({last.isoformat()}) at or before its start ({first.isoformat()})")
+    with TickReader(settings.postgres) as reader:
+        frame = reader.ticks(instrument.key, first, last)
+    return frame.select(list(TICK_SCHEMA)).with_columns(pl.lit(instrument.symbol).alias("symbol"))
 
 
 def _winners(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import time
+from collections.abc import Callable
 from typing import Any, Self
 
 import msgspec
@@ -26,6 +29,8 @@ class StreamClient:
 
     async def __aenter__(self) -> Self:
         self.ws: ClientConnection = await self._connecting
+        self.received = 0
+        self._sent_before = int(self._simulator.stream_stats()["sent_total"])
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -39,6 +44,7 @@ class StreamClient:
         async with asyncio.timeout(seconds):
             events = msgspec.json.decode(await self.ws.recv())
         assert isinstance(events, list)
+        self.received += sum(event["ev"] != "status" for event in events)
         return events
 
     async def status(self) -> str:
@@ -66,14 +72,12 @@ class StreamClient:
         return got
 
     async def advanced(self) -> list[dict[str, Any]]:
-        """Return the events until an advance has ended."""
-        stats = asyncio.create_task(asyncio.to_thread(self._simulator.wait_advanced, SECONDS))
+        """Return the events until an advance has ended; no other client may be listening."""
+        waiting = asyncio.create_task(asyncio.to_thread(self._simulator.wait_advanced, SECONDS))
         got: list[dict[str, Any]] = []
-        while not (stats.done() and len(got) >= stats.result()["sent_total"]):
-            try:
+        while not (waiting.done() and self.received >= waiting.result()["sent_total"] - self._sent_before):
+            with contextlib.suppress(TimeoutError):
                 got += await self.frame(0.1)
-            except TimeoutError:
-                continue
         return got
 
     async def until_closed(self) -> tuple[list[dict[str, Any]], ConnectionClosed]:
@@ -84,3 +88,12 @@ class StreamClient:
                 got += await self.frame()
         except ConnectionClosed as closed:
             return got, closed
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until the condition holds. Raises TimeoutError."""
+    end = time.monotonic() + SECONDS
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError
+        await asyncio.sleep(0.02)

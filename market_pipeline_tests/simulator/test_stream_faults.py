@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -110,7 +111,6 @@ async def test_silence(simulator: SimulatorThread, start: datetime, pongs: bool)
         assert bool(done) == pongs
         assert simulator.stream_stats()["open"] == 1
         simulator.clear_stream_faults(fault)
-        simulator.clear_stream_stats()
         simulator.advance(start + 6 * MINUTE)
         assert len(await client.advanced()) > 0
         await asyncio.wait_for(await client.ws.ping(), 5)
@@ -120,10 +120,10 @@ async def test_silence_for_a_time(simulator: SimulatorThread) -> None:
     simulator.load(["C:EURUSD"], 100)
     async with StreamClient(simulator) as client:
         await client.enter("C.EUR/USD")
+        events = await client.frame()
         simulator.stream_fault("silence", seconds=0.3)
-        events = []
         async with asyncio.timeout(5):
-            while max((b["t"] - a["t"] for a, b in zip(events, events[1:], strict=False)), default=0) < 250:
+            while max((b["t"] - a["t"] for a, b in itertools.pairwise(events)), default=0) < 250:
                 events += await client.frame()
 
 

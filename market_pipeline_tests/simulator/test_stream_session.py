@@ -12,7 +12,7 @@ from websockets.exceptions import InvalidStatus
 from market_pipeline.simulator.plans import Plan
 from market_pipeline.simulator.server import SimulatorThread
 from market_pipeline.simulator.stream.topics import lanes_of
-from market_pipeline_tests.simulator.stream_client import StreamClient
+from market_pipeline_tests.simulator.stream_client import StreamClient, until
 
 
 async def test_every_pair_is_acknowledged_and_unknown_topics_are_not(simulator: SimulatorThread) -> None:
@@ -109,9 +109,7 @@ async def test_the_server_pings_and_cuts_off_whoever_does_not_answer(simulator: 
         await asyncio.sleep(0.5)
         assert simulator.stream_stats()["open"] == 1
         client.ws.transport.pause_reading()
-        async with asyncio.timeout(5):
-            while simulator.stream_stats()["open"]:
-                await asyncio.sleep(0.02)
+        await until(lambda: not simulator.stream_stats()["open"])
         client.ws.transport.abort()
 
 
@@ -121,9 +119,7 @@ async def test_a_slow_reader_is_cut_off(simulator: SimulatorThread) -> None:
         await client.enter("C.EUR/USD")
         client.ws.transport.pause_reading()
         simulator.load(["C:EURUSD"], 200_000)
-        async with asyncio.timeout(10):
-            while "cut_off" not in simulator.stream_stats()["sessions"]:
-                await asyncio.sleep(0.02)
+        await until(lambda: "cut_off" in simulator.stream_stats()["sessions"])
         client.ws.transport.abort()
     assert simulator.stream_stats()["lost"] > 0
 

@@ -85,10 +85,9 @@ async def running(
         f"{vendor.url}/forex",
         SecretStr(key),
         topics_of([EURUSD, GBPUSD], "forex", settings.get("separator", "/")),
-        quick_stream(vendor.url, **settings),
+        quick_stream(vendor.url, **{"heartbeat_s": 0.1, **settings}),
         heard,
         is_open=lambda: is_open,
-        ping_s=0.05,
     )
     task = asyncio.create_task(stream.run())
     try:

@@ -9,6 +9,7 @@ from itertools import count
 
 import structlog
 
+from market_pipeline.bus.envelope import now_ms
 from market_pipeline.bus.losses import LossCause, LossInterval
 from market_pipeline.live.collector.lanes import Gap, Lane, Session
 from market_pipeline.market.timeframes import from_ms
@@ -30,7 +31,13 @@ class Intake:
     """
 
     def __init__(
-        self, lanes: Iterable[Lane], limit: int, batch_ticks: int, name: str, on_loss: Callable[[LossInterval], None]
+        self,
+        lanes: Iterable[Lane],
+        limit: int,
+        batch_ticks: int,
+        name: str,
+        on_loss: Callable[[LossInterval], None],
+        clock: Callable[[], int] = now_ms,
     ) -> None:
         """Prepare; `name` begins the ids of the sessions, `on_loss` is told of each loss once its end is known."""
         self.lanes = {lane.symbol: lane for lane in lanes}
@@ -45,6 +52,7 @@ class Intake:
         self._name = name
         self._numbers = count(1)
         self._on_loss = on_loss
+        self._clock = clock
 
     def opened(self, stream: PolygonStream) -> None:
         """A connection is open; nothing is proven before a subscription is acknowledged."""
@@ -100,7 +108,7 @@ class Intake:
         """Take the next batch off a lane that has ticks: of one session, in their order. They count until `done`."""
         session = lane.pending[0][0]
         ticks: list[StreamTick] = []
-        while lane.pending and len(ticks) < self._batch_ticks and lane.pending[0][0] is session:
+        while lane.pending and len(ticks) < self._batch_ticks:
             ticks.append(lane.pending.popleft()[1])
         if not lane.pending:
             lane.arrived.clear()
@@ -117,7 +125,7 @@ class Intake:
     def quiet_session(self, lane: Lane) -> Session | None:
         """Return the session of a lane without ticks, for a heartbeat; None while nothing is proven."""
         if lane.session is None and lane.acknowledged and not self._full():
-            self._begin(lane, time.time_ns() // 1_000_000)
+            self._begin(lane, self._clock())
         return lane.session if lane.session is not None and lane.session.started_ms is not None else None
 
     @property

@@ -57,7 +57,9 @@ class Lanes:
         settings: StreamSettings,
         hours: Callable[[str], MarketHours],
         collector_id: str,
+        clock: Callable[[], int] = now_ms,
     ) -> None:
+        self._clock = clock
         self._intake = intake
         self._outlet = outlet
         self._lease = lease
@@ -75,7 +77,7 @@ class Lanes:
         while True:
             if not lane.pending:
                 pause = settings.heartbeat_s
-                if not hours.is_open(now_ms(), after_ms=AFTER_CLOSE_MS):
+                if not hours.is_open(self._clock(), after_ms=AFTER_CLOSE_MS):
                     pause = max(pause, CLOSED_HEARTBEAT_S)
                 if await _waited(lane.arrived, lane.sent_at + pause - time.monotonic()):
                     continue
@@ -107,7 +109,7 @@ class Lanes:
     async def _publish(self, lane: Lane, session: Session, ticks: list[StreamTick]) -> None:
         """Publish, with the lease held, until it is kept: what cannot be waits in memory, bounded by the intake."""
         batch = tick_batch(
-            lane, session, ticks, collector_id=self._collector_id, epoch=self._lease.epoch, now_ms=now_ms()
+            lane, session, ticks, collector_id=self._collector_id, epoch=self._lease.epoch, now_ms=self._clock()
         )
         while True:
             await self._lease.wait_held()

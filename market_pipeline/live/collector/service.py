@@ -6,7 +6,7 @@ import asyncio
 import os
 import secrets
 import socket
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
@@ -51,6 +51,7 @@ class Collector:
         losses: LossSink | None = None,
         outlet: TickOutlet | None = None,
         collector_id: str | None = None,
+        clock: Callable[[], int] = now_ms,
     ) -> None:
         """Prepare; nothing is sent yet.
 
@@ -60,6 +61,7 @@ class Collector:
             losses: where losses are kept; default: the bucket `losses`.
             outlet: what takes the batches; default: TICKS.
             collector_id: shown in batches and health; default: host, process and four random digits.
+            clock: the time (epoch ms) on the vendor's clock; another than the wall's only where a replay has one.
 
         Raises:
             SettingsError: there are no instruments.
@@ -69,6 +71,7 @@ class Collector:
             raise SettingsError("a collector needs at least one instrument")
         self._bus, self._settings, self._instruments = bus, settings, tuple(instruments)
         self.collector_id = collector_id or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
+        self._clock = clock
         self._ticks = TickPublisher(bus)
         self._outlet: TickOutlet = outlet or self._ticks
         self._recorder = LossRecorder(losses or LossBucket(bus))
@@ -209,7 +212,7 @@ class Collector:
         stream = self._settings.stream
         lanes = (Lane(each.key, each.calendar, PRIMARY_KIND[MARKETS[each.asset_class]]) for each in self._instruments)
         name = f"{self.collector_id}.{self._lease.epoch}"
-        return Intake(lanes, stream.queue, stream.batch_ticks, name, self._recorder.add)
+        return Intake(lanes, stream.queue, stream.batch_ticks, name, self._recorder.add, self._clock)
 
     def _new_streams(self) -> list[PolygonStream]:
         settings = self._settings
@@ -221,16 +224,25 @@ class Collector:
                 settings.stream,
                 self._intake,
                 is_open=partial(self._market_open, market),
+                clock=self._clock,
             )
             for market in dict.fromkeys(MARKETS[each.asset_class] for each in self._instruments)
         ]
 
     def _new_lanes(self) -> Lanes:
-        return Lanes(self._intake, self._outlet, self._lease, self._settings.stream, self._hours_of, self.collector_id)
+        return Lanes(
+            self._intake,
+            self._outlet,
+            self._lease,
+            self._settings.stream,
+            self._hours_of,
+            self.collector_id,
+            self._clock,
+        )
 
     def _market_open(self, market: str) -> bool:
         calendars = {each.calendar for each in self._instruments if MARKETS[each.asset_class] == market}
-        at_ms = now_ms()
+        at_ms = self._clock()
         return any(self._hours_of(name).is_open(at_ms) for name in calendars)
 
     def _hours_of(self, name: str) -> MarketHours:
@@ -241,7 +253,7 @@ class Collector:
     def _know_hours(self) -> None:
         """Build the calendars, which takes a second for an exchange's."""
         for each in self._instruments:
-            self._hours_of(each.calendar).is_open(now_ms())
+            self._hours_of(each.calendar).is_open(self._clock())
 
 
 async def _when(event: asyncio.Event, then: asyncio.Event) -> None:

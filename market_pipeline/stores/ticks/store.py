@@ -25,6 +25,7 @@ from market_pipeline.settings import PostgresSettings
 from market_pipeline.stores.ticks import migrations, partitions, transaction
 from market_pipeline.stores.ticks.batch import BatchResult, Outcome, StoreReport, TickBatch
 from market_pipeline.stores.ticks.connection import AsyncConnection, connect, errors, rows
+from market_pipeline.stores.ticks.copy_format import encode_rows
 from market_pipeline.stores.ticks.judging import MAX_BATCH_ID, days_of, judge
 from market_pipeline.stores.ticks.losses import LOSSES_SCHEMA, Loss, parameters
 from market_pipeline.stores.ticks.migrations import Layout
@@ -103,7 +104,7 @@ class TickStore:
             batch_id=pl.lit(batch_id, pl.UInt64), n=pl.lit(0, pl.UInt32)
         )
         async with self._session({ts.date()}) as connection, connection.transaction(force_rollback=True):
-            await transaction.copy_ticks(connection, [frame])
+            await transaction.copy_ticks(connection, encode_rows(frame))
             values = {"symbol": "probe", "ts": ts, "batch_id": batch_id}
             if await rows(connection, "probe_read", values) != [(1,)]:
                 where = f"PostgreSQL at {self._settings.host}:{self._settings.port}"
@@ -116,22 +117,20 @@ class TickStore:
         A batch stored before is a duplicate, and one of a lower epoch than the highest stored for its symbol (or than
         `min_epoch`: one for all, or by symbol) is fenced: both are left out, and time that only the fenced batch may
         have covered is recorded as lost (cause `lease`). Where collectors of two epochs sent the same ticks, they stay
-        once. Give batches in the order of the stream. A batch that cannot be ticks is rejected alone.
+        once. Give batches in the order of the stream: of calls at once either may be the first. A batch that cannot be
+        ticks is rejected alone.
         """
-        judged = await asyncio.to_thread(judge, batches)
-        wanted: dict[int, TickBatch] = {}
-        for batch, result in zip(batches, judged, strict=True):
-            if result is None:
-                wanted.setdefault(batch.batch_id, batch)
+        # outside the lock, so that the batches of the next call are prepared while PostgreSQL takes these
+        judged, wanted, days, encoded = await asyncio.to_thread(_prepare, batches)
         done = StoreReport([])
         if wanted:
             try:
-                done = await self._store(list(wanted.values()), min_epoch)
+                done = await self._store(wanted, days, encoded, min_epoch)
             except StoreQueryError as error:
                 if not isinstance(error.__cause__, psycopg.errors.CheckViolation):
                     raise
                 self._partitions.forget()  # another process dropped a partition since we looked
-                done = await self._store(list(wanted.values()), min_epoch)
+                done = await self._store(wanted, days, encoded, min_epoch)
         by_id = {result.batch_id: result for result in done.results}
         results = []
         for batch, refused in zip(batches, judged, strict=True):
@@ -220,10 +219,11 @@ class TickStore:
                     await connection.execute(load_sql("retention_add"), {"days": days})
         return True
 
-    async def _store(self, batches: list[TickBatch], min_epoch: int | Mapping[str, int]) -> StoreReport:
-        days = {day for batch in batches for day in days_of(batch.frame)}
+    async def _store(
+        self, batches: list[TickBatch], days: set[date], encoded: bytes, min_epoch: int | Mapping[str, int]
+    ) -> StoreReport:
         async with self._session(days) as connection:
-            return await transaction.store(connection, batches, min_epoch)
+            return await transaction.store(connection, batches, encoded, min_epoch)
 
     async def _ensure_schema(self) -> None:
         if self._layout is None:
@@ -247,6 +247,21 @@ class TickStore:
                 if not isinstance(error, StoreQueryError) or connection.closed:
                     await self.close()
                 raise
+
+
+def _prepare(
+    batches: Sequence[TickBatch],
+) -> tuple[list[BatchResult | None], list[TickBatch], set[date], bytes]:
+    """Return the verdict on each batch, those to be stored (each id once), the days of their ticks, and their bytes."""
+    judged = judge(batches)
+    wanted: dict[int, TickBatch] = {}
+    for batch, refused in zip(batches, judged, strict=True):
+        if refused is None:
+            wanted.setdefault(batch.batch_id, batch)
+    chosen = list(wanted.values())
+    if not chosen:
+        return judged, [], set(), b""
+    return judged, chosen, days_of(batch.frame for batch in chosen), transaction.encode(chosen)
 
 
 def _check_kept(days: int) -> None:

@@ -55,10 +55,11 @@ class _Plan:
 
 
 async def store(
-    connection: AsyncConnection, batches: Sequence[TickBatch], floors: Mapping[str, int] | int
+    connection: AsyncConnection, batches: Sequence[TickBatch], encoded: bytes, floors: Mapping[str, int] | int
 ) -> StoreReport:
     """Store the new ones of the batches (all with rows, all ids different); all of it happens or none.
 
+    `encoded`: what `encode` makes of all the batches: nearly always all of them are new.
     `floors`: epochs below which a batch is fenced, beside what the store knows; one for all symbols, or by symbol.
     """
     async with connection.transaction():
@@ -67,7 +68,8 @@ async def store(
         superseded = 0
         if plan.stored:
             await _insert_lines(connection, plan.stored)
-            await copy_ticks(connection, [batch.frame for batch in plan.stored])
+            all_are_new = len(plan.stored) == len(batches)
+            await copy_ticks(connection, encoded if all_are_new else await asyncio.to_thread(encode, plan.stored))
             superseded = await _settle_reigns(connection, plan.stored, reigns)
         if lost := [loss for batch in plan.fenced if (loss := _loss(batch, reigns[batch.symbol]))]:
             await connection.execute(load_sql("losses_record"), parameters(lost))
@@ -136,10 +138,13 @@ async def _insert_lines(connection: AsyncConnection, batches: list[TickBatch]) -
         raise StoreQueryError(f"batch {taken[0].batch_id} of {taken[0].symbol} has the id of a batch of another symbol")
 
 
-async def copy_ticks(connection: AsyncConnection, frames: Sequence[pl.DataFrame]) -> None:
-    """COPY frames with the columns of STORED_TICK_SCHEMA into market_ticks."""
-    frame = pl.concat(frames, rechunk=True)
-    data = await asyncio.to_thread(encode_rows, frame)
+def encode(batches: Sequence[TickBatch]) -> bytes:
+    """Return the ticks of the batches as binary COPY data."""
+    return encode_rows(pl.concat([batch.frame for batch in batches], rechunk=True))
+
+
+async def copy_ticks(connection: AsyncConnection, data: bytes) -> None:
+    """COPY ticks (`encode_rows`) into market_ticks."""
     statement = sql.SQL(load_sql("ticks_copy")).format(columns=sql.SQL(", ").join(map(sql.Identifier, COLUMNS)))
     async with connection.cursor() as cursor, cursor.copy(statement) as copy:
         await copy.write(data)

@@ -24,10 +24,13 @@ from market_pipeline.vendors.polygon.stream.wire import FAILURES, Wire
 
 log = structlog.get_logger(__name__)
 
-PING_S = 1.0
 TOPICS_A_MESSAGE = 100
 ASK_AGAIN = 3
 SAY_AGAIN_S = 30.0
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 class PolygonStream:
@@ -49,9 +52,11 @@ class PolygonStream:
         listener: StreamListener,
         *,
         is_open: Callable[[], bool] = lambda: True,
-        ping_s: float = PING_S,
+        clock: Callable[[], int] = _now_ms,
     ) -> None:
-        """Prepare a stream; nothing is sent yet. `is_open` says whether a market of the topics is open now.
+        """Prepare a stream; nothing is sent yet.
+
+        `is_open` says whether a market of the topics is open now, `clock` the time (epoch ms) on the vendor's clock.
 
         Raises:
             VendorAuthError: there is no key; the message names the setting.
@@ -61,7 +66,9 @@ class PolygonStream:
         self._key = api_key
         self._settings = settings
         self._listener = listener
-        self._ping_s = ping_s
+        self._clock = clock
+        # A heartbeat shall have news.
+        self._ping_s = settings.heartbeat_s / 2
         self._watch = SilenceWatch(settings.silence_s, is_open, soon_s=settings.stable_s)
         self._said: tuple[str, float] = ("", 0.0)
         self._begun: set[str] = set()
@@ -131,7 +138,7 @@ class PolygonStream:
 
     async def _live(self, wire: Wire) -> None:
         """Read until the connection ends; tell the listener of both ends."""
-        now = time.time_ns() // 1_000_000
+        now = self._clock()
         self._opened_at = self.frame_at = time.monotonic()
         self._begun = set()
         self.alive_ms = self.data_ms = now
@@ -167,7 +174,7 @@ class PolygonStream:
             self._take(await wire.receive())
 
     def _take(self, frame: bytes) -> None:
-        at_ms = time.time_ns() // 1_000_000
+        at_ms = self._clock()
         self.frame_at = time.monotonic()
         self.counters.frames += 1
         try:
@@ -243,7 +250,8 @@ class PolygonStream:
         """Prove a quiet stream alive."""
         with suppress(*FAILURES):
             while True:
-                sent_ms = await wire.ping()
+                sent_ms = self._clock()
+                await wire.ping()
                 # Frames that came in the same bytes before the pong woke the reader first: let it take them first.
                 await asyncio.sleep(0)
                 self.counters.pongs += 1

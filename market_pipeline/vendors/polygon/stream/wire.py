@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from contextlib import suppress
 from urllib.parse import urlsplit
 
@@ -70,14 +69,12 @@ class Wire:
         """Send one object."""
         await self._socket.send(msgspec.json.encode(message).decode())
 
-    async def ping(self) -> int:
-        """Wait for the answer to a ping; return the epoch ms at which the ping was sent.
+    async def ping(self) -> None:
+        """Send a ping and wait for its answer.
 
         The vendor answers behind everything that it had sent before: so all of that has been received by then.
         """
-        sent_ms = time.time_ns() // 1_000_000
         await (await self._socket.ping())
-        return sent_ms
 
     async def close(self) -> None:
         """Close the connection, within CLOSE_TIMEOUT_S."""
