@@ -108,7 +108,7 @@ class Intake:
         """Take the next batch off a lane that has ticks: of one session, in their order. They count until `done`."""
         session = lane.pending[0][0]
         ticks: list[StreamTick] = []
-        while lane.pending and len(ticks) < self._batch_ticks:
+        while lane.pending and len(ticks) < self._batch_ticks and lane.pending[0][0] is session:
             ticks.append(lane.pending.popleft()[1])
         if not lane.pending:
             lane.arrived.clear()

@@ -69,8 +69,9 @@ async def test_every_column_comes_back(database: PostgresSettings, reader: TickR
 async def test_delivered_again_nothing_doubles_and_repeats_stay(database: PostgresSettings, reader: TickReader) -> None:
     symbol = new_symbol()
     same = (3, 1.5, 1.6)
-    first = batch(quotes(symbol, same, same, (4, 1.7, 1.8)))
-    second = batch(quotes(symbol, same, (4, 1.7, 1.8), (9, 1.0, 1.1)))
+    # ids say nothing about the order
+    first = batch(quotes(symbol, same, same, (4, 1.7, 1.8)), batch_id=9002)
+    second = batch(quotes(symbol, same, (4, 1.7, 1.8), (9, 1.0, 1.1)), batch_id=9001)
     async with TickStore(database) as store:
         await store.store([first])
         again = await store.store([first, second, first, second])
