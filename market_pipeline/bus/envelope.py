@@ -12,12 +12,13 @@ from math import ceil
 from typing import Any
 from urllib.parse import quote, unquote
 
+import numpy as np
 import polars as pl
 
 from market_pipeline import payload as arrow
 from market_pipeline.errors import InvalidBars, PayloadTooLarge, UnreadableBatch
 from market_pipeline.market.bars import BAR_SCHEMA
-from market_pipeline.market.digest import DIGEST_COLUMNS, value_digest
+from market_pipeline.market.digest import DIGEST_COLUMNS, row_digests, value_digest
 from market_pipeline.market.timeframes import from_ms, to_ms
 
 SCHEMA_VERSION = 1
@@ -169,6 +170,7 @@ def encode_batches(
     if not frame.get_column("ts").is_sorted():
         frame = frame.sort("ts")
     frame = frame.rechunk()
+    digests = row_digests(frame)
     batches: list[EncodedBatch] = []
     bytes_a_row = float(GUESSED_BYTES_A_ROW)
     offset = 0
@@ -198,7 +200,7 @@ def encode_batches(
             symbol=series["symbol"],
             timeframe=series["timeframe"],
             rows=rows,
-            digest=value_digest(part),
+            digest=int(digests[offset - rows : offset].sum(dtype=np.uint64)),
             start_ts=ts[0],
             end_ts=ts[-1],
             run_id=run_id,

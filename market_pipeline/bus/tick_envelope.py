@@ -10,8 +10,8 @@ import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, cast
 from urllib.parse import quote, unquote
 
 import polars as pl
@@ -24,6 +24,8 @@ from market_pipeline.tick_payload import UNREADABLE, decode_ticks, encode_ticks
 
 TICK_SCHEMA_VERSION = 1
 VENDOR_STREAM = "vendor_stream"
+# Events come a little late and out of order: this much after the time they carry, at most.
+LATE = timedelta(seconds=1)
 
 _VERSION = "Schema-Version"
 _STAGE = "Stage-"
@@ -56,7 +58,8 @@ class TickHeaders:
     collector_id, epoch: who published, and the epoch of its lease: of two collectors the higher epoch is right.
     session_id, session_started: the uninterrupted, overflow-free session of this symbol that the rows came in. Where
         nothing is proven (the subscription is not acknowledged yet), session_started equals alive_at.
-    alive_at: every event of the session before this moment is in this batch or in an earlier one.
+    alive_at: up to where the session showed signs of life, all of whose events are in this batch or an earlier one: the
+        time of an event, or of a ping that was answered. An event that came late may still follow (see `proven_until`).
     lost_from: events of this symbol in [lost_from, session_started) may be lost; None where nothing went before.
     stages: epoch ms, `received` (the first row by the collector) and `published`.
     """
@@ -76,6 +79,14 @@ class TickHeaders:
     source: str = VENDOR_STREAM
     schema_version: int = TICK_SCHEMA_VERSION
     stages: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def proven_until(self) -> datetime:
+        """Up to where everything of the session has come, late events too: a window that ends by then is whole.
+
+        What the next session names as `lost_from` is never before this.
+        """
+        return self.alive_at - LATE
 
     @property
     def heartbeat(self) -> bool:
@@ -159,8 +170,9 @@ def encode_tick_batch(frame: pl.DataFrame, headers: TickHeaders) -> EncodedTicks
     """
     if frame.is_empty():
         return EncodedTicks(replace(headers, rows=0, first_ts=None, last_ts=None), b"")
-    first, last = frame.select(pl.col("ts").min().alias("first"), pl.col("ts").max().alias("last")).row(0)
     payload = encode_ticks(frame, headers.batch_id)
+    ts = frame.get_column("ts").to_physical()
+    first, last = (from_ms(cast(int, value)) for value in (ts.min(), ts.max()))
     return EncodedTicks(replace(headers, rows=frame.height, first_ts=first, last_ts=last), payload)
 
 

@@ -19,7 +19,6 @@ from market_pipeline.history.reports import SymbolLoad
 from market_pipeline.history.runtime import Runtime
 from market_pipeline.history.wanted import Interval, minutes_of, subtract
 from market_pipeline.market.bars import BAR_SCHEMA, VENDOR_HISTORICAL, split_valid
-from market_pipeline.market.digest import value_digest
 from market_pipeline.market.instruments import Instrument
 from market_pipeline.market.sessions import calendar
 from market_pipeline.stores.bars import BatchRange
@@ -31,7 +30,7 @@ log = structlog.get_logger(__name__)
 
 MINUTE = timedelta(minutes=1)
 MILLISECOND = timedelta(milliseconds=1)
-REQUESTS_IN_FLIGHT = 3
+REQUESTS_IN_FLIGHT = 8
 """Requests of one symbol whose batches may be on the road at once, so that fetching never waits for verification."""
 FAILURES_BEFORE_STOP = 3
 """Requests in a row that may fail after all their retries before a symbol is given up."""
@@ -75,6 +74,7 @@ async def load_symbol(
         log.info("checkpoint", symbol=instrument.symbol, minutes_skipped=skipped, requests_left=len(requests))
         meter.advance(instrument.symbol, minutes=skipped)
 
+    newest = await _newest_revision(rt, instrument, requests)
     missing: list[tuple[str, datetime, datetime]] = []
     causes: list[str] = []
     road = asyncio.Semaphore(REQUESTS_IN_FLIGHT)
@@ -84,7 +84,7 @@ async def load_symbol(
     async def land(answer: _Answer) -> None:
         nonlocal failures_in_a_row
         try:
-            await _land(rt, instrument, answer, report)
+            await _land(rt, instrument, answer, newest, report)
             meter.advance(instrument.symbol, minutes=minutes_of([_span(answer.request)]), rows=answer.rows)
             failures_in_a_row = 0
         except MarketPipelineError as error:
@@ -100,7 +100,7 @@ async def load_symbol(
             await road.acquire()
             report.requests += 1
             try:
-                answer = await _fetch(rt, instrument, request, report)
+                answer = await _fetch(rt, instrument, request, newest, report)
             except MarketPipelineError as error:
                 road.release()
                 await _note_failure(rt, instrument, request, error)
@@ -132,12 +132,21 @@ async def load_symbol(
         raise RangeNotLoaded(_missing_sentence(instrument, missing, causes), missing)
 
 
-async def _fetch(rt: Runtime, instrument: Instrument, request: RangeRequest, report: SymbolLoad) -> _Answer:
+async def _newest_revision(rt: Runtime, instrument: Instrument, requests: Sequence[RangeRequest]) -> int:
+    """Return the newest revision stored in all of the requests' ranges: what is fetched now must be later."""
+    if not requests:
+        return 0
+    first, last = requests[0].start, requests[-1].end
+    return await asyncio.to_thread(rt.facts.max_revision, instrument.key, "1m", VENDOR_HISTORICAL, first, last)
+
+
+async def _fetch(
+    rt: Runtime, instrument: Instrument, request: RangeRequest, newest: int, report: SymbolLoad
+) -> _Answer:
     """Fetch one planned request, and encode its pages while the next one is on its way."""
     assert rt.vendor is not None
     start, end = _span(request)
     answer = _Answer(request)
-    newest = await asyncio.to_thread(rt.facts.max_revision, instrument.key, "1m", VENDOR_HISTORICAL, start, end)
     rules = calendar(instrument.calendar)
 
     def expects(part: RangeRequest) -> bool:
@@ -151,7 +160,6 @@ async def _fetch(rt: Runtime, instrument: Instrument, request: RangeRequest, rep
         await _keep_page(rt, instrument, page, newest, answer)
         if page.empty_confirmed:
             report.empty_answers += 1
-    await _withdraw(rt, instrument, answer, newest, report)
     return answer
 
 
@@ -171,8 +179,7 @@ async def _keep_page(rt: Runtime, instrument: Instrument, page: MinutePage, newe
     answer.empty = False
     answer.rows += good.height
     answer.minutes.append(good["ts"])
-    answer.digest = (answer.digest + value_digest(good)) % 2**64
-    answer.batches += await asyncio.to_thread(
+    batches = await asyncio.to_thread(
         encode_batches,
         good,
         correlation_id=rt.run_id,
@@ -180,6 +187,8 @@ async def _keep_page(rt: Runtime, instrument: Instrument, page: MinutePage, newe
         vendor_request_id=page.request_id or "",
         stages={"fetched": _ms(page.fetched_at), "received": _ms(page.received_at), "decoded": now_ms()},
     )
+    answer.digest = (answer.digest + sum(batch.headers.digest for batch in batches)) % 2**64
+    answer.batches += batches
 
 
 def page_to_bars(page: MinutePage, key: str, *, newest_revision: int, settle: timedelta) -> pl.DataFrame:
@@ -205,26 +214,24 @@ def page_to_bars(page: MinutePage, key: str, *, newest_revision: int, settle: ti
     )
 
 
-async def _withdraw(rt: Runtime, instrument: Instrument, answer: _Answer, newest: int, report: SymbolLoad) -> None:
-    """Turn stored bars that the vendor, asked twice, no longer has into tombstones.
+async def _withdraw(
+    rt: Runtime, instrument: Instrument, answer: _Answer, newest: int, report: SymbolLoad
+) -> list[EncodedBatch]:
+    """Return tombstones for stored bars that the vendor, asked twice, no longer has.
 
     Raises:
         VendorBadAnswer: far more bars are gone than a correction takes; nothing is withdrawn.
     """
     assert rt.vendor is not None
     if newest == 0 or answer.fetched_at is None:
-        return
+        return []
     start, end = _span(answer.request)
-    whole = BatchRange(instrument.key, "1m", VENDOR_HISTORICAL, start, end - MILLISECOND)
-    [held] = await asyncio.to_thread(rt.bars.series_digests, [whole])
-    if held == (answer.rows, answer.digest):
-        return  # every stored bar is in the answer
     stored = await asyncio.to_thread(
         rt.bars.stored_rows, instrument.key, "1m", VENDOR_HISTORICAL, start, end - MILLISECOND
     )
     gone = stored.filter(~pl.col("ts").is_in(_joined(answer.minutes).implode()))
     if gone.height == 0:
-        return
+        return []
     if gone.height > max(WITHDRAWAL_MINUTES, WITHDRAWAL_SHARE * stored.height):
         raise VendorBadAnswer(
             f"the answer lacks {gone.height} of {stored.height} bars that are stored: more than a correction takes, "
@@ -244,7 +251,7 @@ async def _withdraw(rt: Runtime, instrument: Instrument, answer: _Answer, newest
         fetched = page.fetched_at
     gone = gone.filter(~pl.col("ts").is_in(_joined(again).implode()))
     if gone.height == 0:
-        return
+        return []
     log.info("withdrawn", symbol=instrument.symbol, bars=gone.height, first=str(first), last=str(last))
     zero = [pl.lit(0.0).alias(name) for name in ("open", "high", "low", "close", "volume")]
     tombstones = gone.with_columns(
@@ -254,7 +261,7 @@ async def _withdraw(rt: Runtime, instrument: Instrument, answer: _Answer, newest
         revision=pl.lit(max(_ms(fetched), newest + 1), dtype=pl.UInt64),
         is_deleted=pl.lit(1, dtype=pl.UInt8),
     ).select(pl.col(name).cast(dtype) for name, dtype in BAR_SCHEMA.items())
-    answer.batches += await asyncio.to_thread(
+    return await asyncio.to_thread(
         encode_batches,
         tombstones,
         correlation_id=rt.run_id,
@@ -264,11 +271,17 @@ async def _withdraw(rt: Runtime, instrument: Instrument, answer: _Answer, newest
     )
 
 
-async def _land(rt: Runtime, instrument: Instrument, answer: _Answer, report: SymbolLoad) -> None:
+async def _land(rt: Runtime, instrument: Instrument, answer: _Answer, newest: int, report: SymbolLoad) -> None:
     """Publish an answer, wait until it is stored and verified, and only then write the checkpoint."""
-    await rt.tracker.settle(answer.batches, counts=report.counts)
+    written = await rt.tracker.store(answer.batches, counts=report.counts)
+    start, end = _span(answer.request)
+    held = await rt.tracker.digest(BatchRange(instrument.key, "1m", VENDOR_HISTORICAL, start, end - MILLISECOND))
+    # Equal over the whole range: every bar is proven at once, and none is stored that the vendor no longer has.
+    if held != (answer.rows, answer.digest):
+        await rt.tracker.verify(written, counts=report.counts)
+        await rt.tracker.settle(await _withdraw(rt, instrument, answer, newest, report), counts=report.counts)
     report.counts.rejected += answer.bad_rows
-    await asyncio.to_thread(rt.requests.record, [_request_row(rt, instrument, answer)])
+    await rt.landed.ask(_request_row(rt, instrument, answer))
 
 
 async def _note_failure(rt: Runtime, instrument: Instrument, request: RangeRequest, error: MarketPipelineError) -> None:

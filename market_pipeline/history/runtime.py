@@ -13,6 +13,7 @@ import structlog
 
 from market_pipeline.bus.session import BusSession, open_bus
 from market_pipeline.bus.streams import HISTORY
+from market_pipeline.history.gather import Gather
 from market_pipeline.history.tracker import Tracker
 from market_pipeline.instruments_file import load_instruments
 from market_pipeline.live.bridge import BridgeWorker
@@ -22,7 +23,7 @@ from market_pipeline.stores.bar_facts import BarFacts
 from market_pipeline.stores.bars import BarStore
 from market_pipeline.stores.clickhouse import connect as connect_store
 from market_pipeline.stores.clickhouse import probe as probe_store
-from market_pipeline.stores.ledgers import GapLedger, IngestLedger, VendorRequestLedger
+from market_pipeline.stores.ledgers import GapLedger, IngestLedger, VendorRequestLedger, VendorRequestRow
 from market_pipeline.stores.migrations import apply
 from market_pipeline.vendors.polygon import PolygonClient
 
@@ -38,7 +39,7 @@ def utc_now() -> datetime:
 
 @dataclass
 class Runtime:
-    """The open parts of a run. `vendor` is None for a run that only derives."""
+    """The open parts of a run. `vendor` is None for a run that only derives; `landed` writes checkpoints."""
 
     settings: Settings
     instruments: Instruments
@@ -53,6 +54,7 @@ class Runtime:
     ingest: IngestLedger
     bus: BusSession
     tracker: Tracker
+    landed: Gather[VendorRequestRow, None]
     bridge: BridgeWorker
     probes_ms: dict[str, float]
 
@@ -103,6 +105,12 @@ async def open_runtime(
             drain_timeout_s=settings.history.drain_timeout_s,
         )
         await stack.enter_async_context(tracker.running())
+        requests = VendorRequestLedger(client)
+
+        async def record(rows: list[VendorRequestRow]) -> list[None]:
+            await asyncio.to_thread(requests.record, rows)
+            return [None] * len(rows)
+
         yield Runtime(
             settings=settings,
             instruments=instruments,
@@ -112,7 +120,8 @@ async def open_runtime(
             vendor=polygon,
             bars=bars,
             facts=BarFacts(client),
-            requests=VendorRequestLedger(client),
+            requests=requests,
+            landed=Gather(record),
             gaps=GapLedger(client),
             ingest=ingest,
             bus=bus,

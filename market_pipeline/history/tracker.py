@@ -14,6 +14,7 @@ from market_pipeline.bus.receipts import Receipts
 from market_pipeline.bus.session import BusSession
 from market_pipeline.bus.subjects import history_subject
 from market_pipeline.errors import HistoryError, StoreError, Transient, VerificationFailed
+from market_pipeline.history.gather import Gather
 from market_pipeline.history.reports import SeriesCounts
 from market_pipeline.live.claims import waves
 from market_pipeline.market.restatement import unproven
@@ -40,6 +41,7 @@ class Tracker:
     ) -> None:
         self._bus, self._ledger, self._bars = bus, ledger, bars
         self._publisher: Publisher = bus.publisher()
+        self._digests: Gather[BatchRange, SeriesDigest] = Gather(self._read_digests)
         self._run_id, self._drain_timeout = run_id, drain_timeout_s
         self._slots = asyncio.Semaphore(max_unresolved)
         self._waiting: dict[int, asyncio.Future[IngestRow]] = {}
@@ -82,11 +84,19 @@ class Tracker:
             raise
         return future
 
-    async def settle(self, batches: Sequence[EncodedBatch], *, counts: SeriesCounts) -> list[IngestRow]:
-        """Publish batches, wait until each is stored, verify their values, and add what happened to `counts`.
+    async def settle(self, batches: Sequence[EncodedBatch], *, counts: SeriesCounts) -> None:
+        """Publish batches, wait until each is stored, and verify their values; add what happened to `counts`.
 
         Raises:
             VerificationFailed: the store refused a batch, or does not hold its rows though it said so.
+        """
+        await self.verify(await self.store(batches, counts=counts), counts=counts)
+
+    async def store(self, batches: Sequence[EncodedBatch], *, counts: SeriesCounts) -> list[EncodedBatch]:
+        """Publish batches and wait until each is stored; return those of which rows were written, still to verify.
+
+        Raises:
+            VerificationFailed: the store refused a batch.
         """
         futures = [await self.publish(batch) for batch in batches]
         rows = list(await asyncio.gather(*futures))
@@ -98,9 +108,19 @@ class Tracker:
                 )
             counts.add(_counts(row))
         # A batch of which nothing was written was compared with the store just now: that was its verification.
-        written = [batch for batch, row in zip(batches, rows, strict=True) if row.unchanged_rows < row.rows]
-        await self.verify(written, counts=counts)
-        return rows
+        return [batch for batch, row in zip(batches, rows, strict=True) if row.unchanged_rows < row.rows]
+
+    async def digest(self, where: BatchRange) -> SeriesDigest:
+        """Return count and digest of what the range's own source has stored now."""
+        return await self._digests.ask(where)
+
+    async def _read_digests(self, ranges: list[BatchRange]) -> list[SeriesDigest]:
+        """Read many ranges at once. Some may overlap: tombstones lie within the range of the bars beside them."""
+        found: dict[int, SeriesDigest] = {}
+        for wave in waves(ranges):
+            digests = await asyncio.to_thread(self._bars.series_digests, [ranges[i] for i in wave])
+            found.update(zip(wave, digests, strict=True))
+        return [found[i] for i in range(len(ranges))]
 
     async def verify(self, batches: Sequence[EncodedBatch], *, counts: SeriesCounts) -> None:
         """Compare what the store holds with what was published; publish again what is neither equal nor beaten.
@@ -137,10 +157,7 @@ class Tracker:
         if not batches:
             return []
         ranges = [_range(b.headers) for b in batches]
-        stored: dict[int, SeriesDigest] = {}
-        for wave in waves(ranges):  # tombstones lie within the range of the bars that were published with them
-            found = await asyncio.to_thread(self._bars.series_digests, [ranges[i] for i in wave])
-            stored.update(zip(wave, found, strict=True))
+        stored = await asyncio.gather(*(self.digest(each) for each in ranges))
         wrong: list[EncodedBatch] = []
         for index, (batch, where) in enumerate(zip(batches, ranges, strict=True)):
             if stored[index] == (batch.headers.rows, batch.headers.digest):

@@ -91,11 +91,14 @@ def value_digest(frame: pl.DataFrame) -> int:
 
 def _words(column: pl.Series) -> NDArray[np.uint64]:
     """Return the raw 64-bit words of a column."""
+    # No polars expression where a view will do: each one waits for its turn in the shared thread pool.
     if column.dtype == pl.Datetime:
-        return column.dt.epoch("ms").to_numpy().view(np.uint64)
+        if column.dtype.time_unit != "ms":  # type: ignore[attr-defined]
+            column = column.dt.cast_time_unit("ms")
+        return column.to_physical().to_numpy().view(np.uint64)
     if column.dtype == pl.Float64:
+        if not column.null_count():
+            return np.ascontiguousarray(column.to_numpy()).view(np.uint64)
         words: NDArray[np.uint64] = column.fill_null(0.0).to_numpy().view(np.uint64)
-        if column.null_count():
-            words = np.where(column.is_null().to_numpy(), np.uint64(NULL_VWAP), words)
-        return words
-    return column.cast(pl.UInt64).to_numpy()
+        return np.where(column.is_null().to_numpy(), np.uint64(NULL_VWAP), words)
+    return column.to_numpy().astype(np.uint64)

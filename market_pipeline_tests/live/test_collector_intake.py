@@ -113,7 +113,6 @@ class Model:
                 return
             session, ticks = quiet, []
         batch = tick_batch(lane, session, ticks, collector_id="c", epoch=1, now_ms=self.now)
-        session.shown = True
         if session.ended_ms is not None:
             assert all(tick.ts_ms <= session.ended_ms for tick in ticks), "a tick of another session"
         self.intake.done(len(ticks))
@@ -172,7 +171,11 @@ def _judge(model: Model, symbol: str) -> None:
         # What a consumer that has read so far may conclude: in [started, alive) it has everything.
         proven = [tick for tick in model.sent[symbol] if started < tick.ts_ms < alive]
         assert [tick for tick in proven if tick not in so_far] == [], "proven, and not there"
+        earlier = [
+            each for each, _ in batches if each.session_id != headers.session_id and each.alive_at < headers.alive_at
+        ]
         if headers.lost_from is not None:
+            assert all(each.proven_until <= headers.lost_from for each in earlier[-1:]), "proven, and called lost later"
             told.append((to_ms(headers.lost_from), started))
     for tick in missing:
         assert any(start <= tick.ts_ms <= end for start, end in told), "the stream itself tells of every loss"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import httpx
@@ -15,8 +15,8 @@ from market_pipeline.bus.connection import connect
 from market_pipeline.bus.losses import LossBucket
 from market_pipeline.bus.session import BusSession
 from market_pipeline.bus.streams import ensure_streams
+from market_pipeline.bus.tick_envelope import LATE
 from market_pipeline.live.collector import Collector
-from market_pipeline.live.collector.intake import MARGIN_MS
 from market_pipeline.market.timeframes import from_ms, to_ms
 from market_pipeline.settings import Settings, VendorSettings
 from market_pipeline.simulator.server import SimulatorThread, start_in_thread
@@ -100,8 +100,8 @@ async def test_what_is_missing_lies_in_the_losses(simulator: SimulatorThread, bu
         assert len(had) > PER_SECOND
         got = {(to_ms(ts), bid, ask) for ts, bid, ask in rows}
         missing = [quote for quote in had if quote not in got]
-        # Losses begin a margin early, for what comes out of order: nothing here does, so it needs none of it.
-        early = timedelta(milliseconds=MARGIN_MS - 50)
+        # Losses begin a second early, for what comes late: nothing here comes so late that it needs all of it.
+        early = LATE / 2
         covered = [(loss.start + early, loss.end) for loss in losses if loss.symbol == symbol]
         unexplained = [
             quote for quote in missing if not any(begin <= from_ms(quote[0]) <= over for begin, over in covered)
@@ -114,5 +114,5 @@ async def test_what_is_missing_lies_in_the_losses(simulator: SimulatorThread, bu
         so_far: set[tuple[int, float, float]] = set()
         for each in batches:
             so_far |= {(to_ms(ts), bid, ask) for ts, bid, ask in each.frame.select("ts", "bid", "ask").iter_rows()}
-            begin, alive = to_ms(each.headers.session_started), to_ms(each.headers.alive_at)
-            assert [quote for quote in had if begin < quote[0] < alive and quote not in so_far] == []
+            begin, proven = to_ms(each.headers.session_started), to_ms(each.headers.proven_until)
+            assert [quote for quote in had if begin < quote[0] < proven and quote not in so_far] == []

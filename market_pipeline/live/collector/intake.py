@@ -5,20 +5,23 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from datetime import timedelta
 from itertools import count
 
 import structlog
 
 from market_pipeline.bus.envelope import now_ms
 from market_pipeline.bus.losses import LossCause, LossInterval
+from market_pipeline.bus.tick_envelope import LATE
 from market_pipeline.live.collector.lanes import Gap, Lane, Session
 from market_pipeline.market.timeframes import from_ms
 from market_pipeline.vendors.polygon.stream import PolygonStream, StreamTick
 
 log = structlog.get_logger(__name__)
 
-# Events come a little out of order, and clocks are a little apart: a gap begins this much before the last sign of life.
-MARGIN_MS = 1000
+# A gap begins so much before the last sign of life.
+MARGIN_MS = LATE // timedelta(milliseconds=1)
 # After an overflow ticks are taken again when so much of the queue is free: one long loss, not thousands of short ones.
 LOW_WATER = 0.75
 
@@ -80,6 +83,7 @@ class Intake:
                 self.pending_since = time.monotonic()
                 self.empty.clear()
             self.size += 1
+            session.told = True
             lane.pending.append((session, tick))
             if len(lane.pending) == 1:
                 lane.arrived.set()
@@ -123,10 +127,14 @@ class Intake:
             self.empty.set()
 
     def quiet_session(self, lane: Lane) -> Session | None:
-        """Return the session of a lane without ticks, for a heartbeat; None while nothing is proven."""
+        """Return the session of a lane without ticks, for a heartbeat; None where there is none to tell of."""
         if lane.session is None and lane.acknowledged and not self._full():
             self._begin(lane, self._clock())
-        return lane.session if lane.session is not None and lane.session.started_ms is not None else None
+        session = lane.session
+        if session is None or session.started_ms is None:
+            return None
+        session.told = True
+        return session
 
     @property
     def gaps(self) -> dict[str, Gap]:
@@ -150,7 +158,9 @@ class Intake:
         lane.dropped += 1
         self.dropped += 1
         if lane.session is not None:
-            self._end(lane, min(tick.ts_ms, lane.session.stream.alive_ms), "overflow")
+            self._end(lane, lane.session.stream.alive_ms, "overflow")
+        if lane.gap is not None and tick.ts_ms < lane.gap.from_ms:
+            lane.gap = replace(lane.gap, from_ms=tick.ts_ms)
 
     def _resume(self, lane: Lane, at_ms: int) -> Session | None:
         """Begin a session with a tick: a proven one where the subscription is known to run."""
@@ -183,7 +193,7 @@ class Intake:
         if session.started_ms is None:
             return
         from_ms_ = alive_ms - MARGIN_MS
-        if session.lost_from_ms is not None and not session.shown:
+        if session.lost_from_ms is not None and not session.told:
             # Nobody has been told yet of the loss before this session: the next one tells of both.
             from_ms_ = min(from_ms_, session.lost_from_ms)
         lane.gap = Gap(from_ms_, cause, session.id)

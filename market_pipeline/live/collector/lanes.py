@@ -16,7 +16,7 @@ class Session:
 
     started_ms: None while the subscription is not acknowledged, so that nothing is proven.
     lost_from_ms: events between this and the start may be lost; None where nothing went before.
-    ended_ms: up to where it is proven, once it has ended. shown: a batch of it has been published.
+    ended_ms: its last sign of life, once it has ended. told: there is a batch of it, published or waiting.
     """
 
     id: str
@@ -24,7 +24,7 @@ class Session:
     started_ms: int | None
     lost_from_ms: int | None = None
     ended_ms: int | None = None
-    shown: bool = False
+    told: bool = False
 
 
 @dataclass(frozen=True, slots=True)

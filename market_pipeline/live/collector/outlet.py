@@ -126,7 +126,6 @@ class Lanes:
         if self._said:
             self._said = False
             log.info("ticks_published_again", waiting=self._intake.size)
-        session.shown = True
         self.progress_at = lane.sent_at = time.monotonic()
 
 

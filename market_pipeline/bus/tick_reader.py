@@ -1,0 +1,185 @@
+"""Reading TICKS from a sequence on, in order and without a hole, for a consumer that keeps its own place."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+import nats.errors
+import structlog
+from nats.aio.msg import Msg
+from nats.js import api
+from nats.js.errors import NotFoundError
+
+from market_pipeline.bus.connection import closed_error
+from market_pipeline.bus.kv import KV_ERRORS
+from market_pipeline.bus.pull import PullBroken, Puller
+from market_pipeline.bus.session import BusSession
+from market_pipeline.bus.streams import TICKS, bus_error
+from market_pipeline.bus.subjects import market_subject
+from market_pipeline.errors import BusUnreachable, SettingsError
+
+log = structlog.get_logger(__name__)
+
+# The server ends a consumer that nobody pulls from for so long; it is made anew when somebody does.
+INACTIVE_S = 60.0
+STALLED_S = 5.0
+MEND_PAUSE_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class TickMessage:
+    """Hold one message of TICKS as it lies there: its sequence, subject, headers and payload."""
+
+    seq: int
+    subject: str
+    headers: Mapping[str, str]
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSpan:
+    """Say what a stream holds: its first and last sequence; last is first − 1 when it is empty."""
+
+    first_seq: int
+    last_seq: int
+
+
+async def ticks_span(bus: BusSession) -> StreamSpan:
+    """Return what TICKS holds now.
+
+    Raises:
+        SettingsError: the stream does not exist.
+        BusUnreachable: JetStream does not answer.
+    """
+    try:
+        state = (await bus.js.stream_info(TICKS)).state
+    except NotFoundError as error:
+        raise SettingsError(f"the stream {TICKS} does not exist: start with ensure_streams") from error
+    except KV_ERRORS as error:
+        raise bus_error(error, f"stream {TICKS}") from error
+    return StreamSpan(state.first_seq, state.last_seq)
+
+
+class TickReader:
+    """Read the messages of some symbols from a sequence on; nothing is acknowledged.
+
+    next_seq: where it goes on. pending: messages that wait on the server, as it said last.
+    A message that the server sent and that never came, because a connection broke, is asked for again: the consumer on
+    the server lives only as long as its messages follow each other.
+    """
+
+    def __init__(self, bus: BusSession, symbols: Iterable[str], next_seq: int, *, stalled_s: float = STALLED_S) -> None:
+        """Prepare to read the symbols (keys) from `next_seq` on."""
+        self._bus = bus
+        self._subjects = [market_subject(symbol, "tick") for symbol in symbols]
+        self._stalled_s = stalled_s
+        self._puller: Puller | None = None
+        self._name = ""
+        self._taken = 0  # messages of the consumer of now
+        self._heard_at = time.monotonic()
+        self.next_seq = next_seq
+        self.pending = 0
+        self.reopened = 0
+
+    async def fetch(self, max_messages: int, max_wait_s: float) -> list[TickMessage]:
+        """Return what comes next, at most `max_messages`; wait up to `max_wait_s` for the first.
+
+        While the server is away this returns nothing; afterwards it goes on where it was.
+
+        Raises:
+            BusUnreachable: the connection is closed for good.
+        """
+        if self._bus.nc.is_closed:
+            raise closed_error(self._bus.nc)
+        if not self._bus.nc.is_connected:
+            await self._drop()
+            await asyncio.sleep(min(max_wait_s, 0.1))
+            return []
+        try:
+            if self._puller is None:
+                await self._open()
+            assert self._puller is not None
+            messages = await self._puller.pull(max_messages, max_wait_s)
+        except (PullBroken, BusUnreachable) as error:
+            log.warning("tick_reader_broken", next_seq=self.next_seq, error=str(error))
+            await self._drop()
+            await asyncio.sleep(MEND_PAUSE_S)
+            return []
+        if not messages:
+            await self._watch()
+            return []
+        return await self._in_order(messages)
+
+    async def close(self) -> None:
+        """End the consumer on the server."""
+        await self._drop()
+
+    async def _in_order(self, messages: list[Msg]) -> list[TickMessage]:
+        self._heard_at = time.monotonic()
+        taken: list[TickMessage] = []
+        for message in messages:
+            meta = message.metadata
+            if meta.sequence.consumer != self._taken + 1:
+                log.warning("tick_reader_missed_messages", next_seq=self.next_seq, came=meta.sequence.stream)
+                await self._drop()
+                break
+            self._taken += 1
+            self.next_seq = meta.sequence.stream + 1
+            self.pending = meta.num_pending
+            taken.append(TickMessage(meta.sequence.stream, message.subject, message.headers or {}, message.data))
+        return taken
+
+    async def _open(self) -> None:
+        name = f"reader_{secrets.token_hex(8)}"
+        config = api.ConsumerConfig(
+            name=name,
+            deliver_policy=api.DeliverPolicy.BY_START_SEQUENCE,
+            opt_start_seq=self.next_seq,
+            ack_policy=api.AckPolicy.NONE,
+            filter_subjects=self._subjects,
+            inactive_threshold=INACTIVE_S,
+            mem_storage=True,
+            num_replicas=1,
+        )
+        try:
+            info = await self._bus.js.add_consumer(TICKS, config)
+            self._puller = await Puller.open(self._bus.nc, TICKS, name)
+        except NotFoundError as error:
+            raise BusUnreachable(f"the stream {TICKS} does not exist") from error
+        except KV_ERRORS as error:
+            raise bus_error(error, f"a consumer of {TICKS}") from error
+        self._name, self._taken = name, 0
+        self._heard_at = time.monotonic()
+        self.pending = info.num_pending or 0
+        self.reopened += 1
+
+    async def _watch(self) -> None:
+        """After a silence ask whether it is real, and begin anew where messages wait behind it."""
+        if time.monotonic() - self._heard_at < self._stalled_s:
+            return
+        self._heard_at = time.monotonic()
+        try:
+            info = await self._bus.js.consumer_info(TICKS, self._name)
+        except KV_ERRORS as error:
+            log.warning("tick_reader_lost_consumer", next_seq=self.next_seq, error=str(error))
+            await self._drop()
+            return
+        self.pending = info.num_pending or 0
+        delivered = info.delivered.consumer_seq if info.delivered else 0
+        if self.pending or delivered != self._taken:
+            log.warning("tick_reader_stalled", next_seq=self.next_seq, waiting=self.pending)
+            await self._drop()
+
+    async def _drop(self) -> None:
+        puller, self._puller = self._puller, None
+        if puller is None:
+            return
+        await puller.close()
+        if self._bus.nc.is_connected:
+            with suppress(*KV_ERRORS, nats.errors.Error):
+                await self._bus.nc.jetstream(timeout=1).delete_consumer(TICKS, self._name)
