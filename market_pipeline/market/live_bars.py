@@ -44,7 +44,7 @@ class LiveBars:
         self._basis = instrument.price_basis
         self._rules = rules
         self._proof = Proof(state.proof)
-        self._from_seq, self._through = state.from_seq, state.through_seq
+        self.from_seq, self._through = state.from_seq, state.through_seq
         self._epoch, self._floor, self._revision = state.epoch, state.floor, state.revision
         self._seq = 0
         self._watermark = 0
@@ -77,7 +77,7 @@ class LiveBars:
         Passed over and counted: a batch that came before, a batch of an older epoch than the newest, a tick of the
         other kind, without a price, far ahead of its time, or later than the lateness allows.
         """
-        if batch.seq < self._from_seq:
+        if batch.seq < self.from_seq:
             return
         self._seq = max(self._seq, batch.seq)
         if batch.epoch < self._epoch:

@@ -1,0 +1,300 @@
+"""The aggregator as a service: under its lease, from its checkpoint, until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from typing import Any
+
+import structlog
+
+from market_pipeline.bus.checkpoint import Checkpoints
+from market_pipeline.bus.envelope import EncodedBatch, now_ms
+from market_pipeline.bus.lease import Lease
+from market_pipeline.bus.losses import LossBucket, LossSink
+from market_pipeline.bus.publisher import Publisher
+from market_pipeline.bus.session import BusSession
+from market_pipeline.bus.subjects import market_subject
+from market_pipeline.bus.tick_reader import TickReader, ticks_span
+from market_pipeline.errors import BusUnreachable, SettingsError, StreamFull
+from market_pipeline.live.aggregator.book import Book, BookState
+from market_pipeline.live.aggregator.health import AggregatorHealth, State, problems_of
+from market_pipeline.live.collector.loss_recorder import LossRecorder
+from market_pipeline.market.instruments import Instrument
+from market_pipeline.market.live_facts import LiveCounts, LiveRules
+
+log = structlog.get_logger(__name__)
+
+FETCH = 256
+WAIT_S = 0.2
+FLUSH_S = 0.05
+CHECKPOINT_S = 1.0
+# Without a batch for so long a symbol's collector is away: its bars come out as they are, not proven.
+SILENT_MS = 15_000
+AGAIN_S = 0.25
+DRAIN_S = 5.0
+RETRY_FOR_S = 2.0
+
+OnPublished = Callable[[Sequence[EncodedBatch]], None]
+
+
+class Aggregator:
+    """Make the live bars of a static set of symbols from TICKS and publish them to LIVE.
+
+    One aggregator at a time works for a `name`: a second one stands by until the first gives up its lease or loses it,
+    and goes on from its checkpoint. The checkpoint is written after the bars that it covers are published, so what was
+    published shortly before a crash is published again, with the same values.
+    """
+
+    def __init__(
+        self,
+        bus: BusSession,
+        instruments: Sequence[Instrument],
+        *,
+        name: str = "default",
+        rules: LiveRules | None = None,
+        run_id: str = "",
+        losses: LossSink | None = None,
+        on_published: OnPublished | None = None,
+        lease_ttl_s: float = 10.0,
+        silent_ms: int = SILENT_MS,
+    ) -> None:
+        """Prepare; nothing is asked of the bus yet, whose streams must exist.
+
+        Args:
+            name: of the set of symbols, for lease and checkpoint.
+            run_id: in the headers of every batch, for the ledger.
+            losses: where minutes to repair are kept; default: the bucket `losses`.
+            on_published: told of every batch of bars once JetStream has it; must not wait.
+            silent_ms: without a batch for so long, the bars under way are published unproven.
+
+        Raises:
+            SettingsError: there are no instruments.
+        """
+        if not instruments:
+            raise SettingsError("an aggregator needs at least one instrument")
+        self._bus, self._instruments, self._name = bus, tuple(instruments), name
+        self._rules = rules or LiveRules()
+        self._run_id = run_id
+        self._on_published = on_published
+        self._silent_ms = silent_ms
+        self._recorder = LossRecorder(losses or LossBucket(bus))
+        self._checkpoints = Checkpoints(bus)
+        self._publisher = Publisher(
+            bus.nc, bus.js, ack_timeout_s=RETRY_FOR_S, retry_for_s=RETRY_FOR_S, wait_full_s=RETRY_FOR_S
+        )
+        holder = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
+        self._lease = Lease(bus, f"aggregator.{name}", holder, ttl_s=lease_ttl_s)
+        self._state: State = "stopped"
+        self._book: Book | None = None
+        self._reader: TickReader | None = None
+        self._unpublished = 0
+        self._said = False
+        self._progress_at = self._checkpoint_at = time.monotonic()
+        self._saved: BookState | None = None
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Aggregate, or stand by, until `stop` is set; then publish what is due and keep the checkpoint.
+
+        Raises:
+            SettingsError: the stream TICKS does not exist.
+            BusUnreachable: the connection to NATS is closed for good.
+        """
+        recorder = asyncio.create_task(self._recorder.run(), name="losses")
+        try:
+            while not stop.is_set():
+                self._state = "standby"
+                if not await _unless(stop, self._lease.acquire()):
+                    break
+                try:
+                    await self._term(stop)
+                finally:
+                    self._state = "stopped"
+                    await self._lease.release()
+            await self._recorder.drain(DRAIN_S)
+        finally:
+            self._state = "stopped"
+            await self._lease.release()
+            recorder.cancel()
+            await asyncio.gather(recorder, return_exceptions=True)
+
+    def health(self) -> AggregatorHealth:
+        """Return the state of now."""
+        book, now = self._book, time.monotonic()
+        counts = book.counts() if book is not None else LiveCounts()
+        pending = self._reader.pending if self._reader is not None else 0
+        waits = self._state in ("rebuilding", "running") and (pending or self._unpublished)
+        stuck_s = now - self._progress_at if waits else 0.0
+        checkpoint_age_s = now - self._checkpoint_at if self._state == "running" else None
+        return AggregatorHealth(
+            state=self._state,
+            problems=tuple(
+                problems_of(
+                    self._state,
+                    bus_connected=bool(self._bus.nc.is_connected),
+                    lease_held=self._lease.held,
+                    pending=pending,
+                    unpublished=self._unpublished,
+                    stuck_s=stuck_s,
+                    checkpoint_age_s=checkpoint_age_s,
+                    losses_waiting=self._recorder.waiting,
+                )
+            ),
+            name=self._name,
+            symbols=len(self._instruments),
+            epoch=self._lease.epoch,
+            pending=pending,
+            unpublished=self._unpublished,
+            stuck_s=round(stuck_s, 3),
+            behind_s=book.behind_s(now_ms()) if book is not None else None,
+            checkpoint_age_s=None if checkpoint_age_s is None else round(checkpoint_age_s, 3),
+            batches=counts.batches,
+            ticks=counts.ticks,
+            late=counts.late,
+            late_dropped=counts.late_dropped,
+            ahead=counts.ahead,
+            malformed=counts.malformed,
+            crossed=counts.crossed,
+            superseded=counts.superseded,
+            duplicates=counts.duplicates,
+            fenced=counts.fenced,
+            unreadable=book.unreadable if book is not None else 0,
+            bars=counts.bars,
+            revisions=counts.revisions,
+            losses_waiting=self._recorder.waiting,
+        )
+
+    async def _term(self, stop: asyncio.Event) -> None:
+        """Aggregate while the lease is held."""
+        self._state = "rebuilding"
+        self._progress_at = time.monotonic()
+        book = await self._rebuild(stop)
+        if book is None:
+            return
+        self._book = book
+        reader = self._reader = TickReader(self._bus, [each.key for each in self._instruments], book.next_seq)
+        log.info("aggregator_started", name=self._name, epoch=self._lease.epoch, next_seq=book.next_seq)
+        try:
+            flushed_at = 0.0
+            while not stop.is_set() and not self._lease.lost.is_set():
+                messages = await reader.fetch(FETCH, WAIT_S)
+                if messages:
+                    await asyncio.to_thread(book.take, messages, now_ms())
+                    self._progress_at = time.monotonic()
+                elif not reader.pending:
+                    book.next_seq = max(book.next_seq, reader.next_seq)
+                    self._progress_at = time.monotonic()
+                    book.close_silent(now_ms(), self._silent_ms)
+                if self._holds(book, reader, bool(messages)) or time.monotonic() - flushed_at < FLUSH_S:
+                    continue
+                flushed_at = time.monotonic()
+                await self._flush(book, stop)
+        finally:
+            self._reader = None
+            await reader.close()
+
+    async def _rebuild(self, stop: asyncio.Event) -> Book | None:
+        """Load the checkpoint; None when told to stop, or without the lease, before NATS answers."""
+        said = False
+        while not stop.is_set() and not self._lease.lost.is_set():
+            try:
+                known = await self._checkpoints.load(f"aggregator.{self._name}", BookState)
+                span = await ticks_span(self._bus)
+            except BusUnreachable as error:
+                if self._bus.nc.is_closed:
+                    raise
+                if not said:
+                    log.warning("aggregator_waits_for_bus", error=str(error))
+                said = True
+                await asyncio.sleep(AGAIN_S)
+                continue
+            self._saved = known
+            self._checkpoint_at = time.monotonic()
+            return Book(self._instruments, self._rules, known, span, now_ms())
+        return None
+
+    def _holds(self, book: Book, reader: TickReader, came: bool) -> bool:
+        """Say whether what there is was published before the restart, or is not whole yet."""
+        if self._state == "rebuilding" and (book.next_seq > book.hold_until or not (came or reader.pending)):
+            self._state = "running"
+            self._checkpoint_at = time.monotonic()
+            log.info("aggregator_rebuilt", name=self._name, next_seq=book.next_seq, pending=reader.pending)
+        return self._state == "rebuilding"
+
+    async def _flush(self, book: Book, stop: asyncio.Event) -> None:
+        """Publish what is due, then keep the checkpoint: in this order."""
+        batches = await asyncio.to_thread(book.due, now_ms(), self._run_id)
+        if batches and not await self._publish(batches, stop):
+            return
+        for loss in book.losses():
+            self._recorder.add(loss)
+        if time.monotonic() - self._checkpoint_at >= CHECKPOINT_S:
+            await self._keep(book.state())
+
+    async def _publish(self, batches: Sequence[EncodedBatch], stop: asyncio.Event) -> bool:
+        """Publish batches until each is kept; False when that was not possible before the end of the term."""
+        waiting = list(batches)
+        while waiting:
+            self._unpublished = len(waiting)
+            if not await _unless(self._lease.lost, self._lease.wait_held()):
+                return False
+            answers = await asyncio.gather(*(self._send(each) for each in waiting))
+            kept = [batch for batch, ok in zip(waiting, answers, strict=True) if ok]
+            waiting = [batch for batch, ok in zip(waiting, answers, strict=True) if not ok]
+            if kept:
+                self._progress_at = time.monotonic()
+                if self._on_published is not None:
+                    self._on_published(kept)
+            if waiting:
+                if stop.is_set():
+                    log.warning("bars_left_behind", batches=len(waiting))  # the next one makes them again
+                    return False
+                await asyncio.sleep(AGAIN_S)
+        self._unpublished = 0
+        if self._said:
+            self._said = False
+            log.info("bars_published_again")
+        return True
+
+    async def _send(self, batch: EncodedBatch) -> bool:
+        try:
+            await self._publisher.publish(batch, market_subject(batch.headers.symbol, batch.headers.timeframe))
+        except (BusUnreachable, StreamFull) as error:
+            if self._bus.nc.is_closed:
+                raise
+            if not self._said:
+                log.warning("bars_not_published", error=str(error))
+            self._said = True
+            return False
+        return True
+
+    async def _keep(self, state: BookState) -> None:
+        if state != self._saved:
+            with suppress(BusUnreachable):  # health tells how old it is
+                if not self._lease.held:
+                    return
+                await self._checkpoints.save(f"aggregator.{self._name}", state)
+                self._saved = state
+                self._checkpoint_at = time.monotonic()
+        else:
+            self._checkpoint_at = time.monotonic()
+
+
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, object]) -> bool:
+    """Do the work; False if `stop` is set before it is done, which ends it."""
+    task, stopped = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait((task, stopped), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            return False
+        task.result()
+        return True
+    finally:
+        for each in (task, stopped):
+            each.cancel()
+        await asyncio.gather(task, stopped, return_exceptions=True)
