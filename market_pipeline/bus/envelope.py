@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 import time
 from collections.abc import Mapping
@@ -10,16 +9,24 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from math import ceil
 from typing import Any
-from urllib.parse import quote, unquote
 
 import numpy as np
 import polars as pl
 
 from market_pipeline import payload as arrow
+from market_pipeline.bus.header_fields import (
+    read_number,
+    read_stages,
+    read_text,
+    read_time,
+    stage_fields,
+    text_field,
+    unreadable,
+)
 from market_pipeline.errors import InvalidBars, PayloadTooLarge, UnreadableBatch
 from market_pipeline.market.bars import BAR_SCHEMA
 from market_pipeline.market.digest import DIGEST_COLUMNS, row_digests, value_digest
-from market_pipeline.market.timeframes import from_ms, to_ms
+from market_pipeline.market.timeframes import to_ms
 
 SCHEMA_VERSION = 1
 MAX_BYTES = 512 * 1024
@@ -29,11 +36,7 @@ GUESSED_BYTES_A_ROW = 35
 _MARGIN = 0.96
 
 MAX_BATCH_ID = 2**63 - 1
-_STAGE = "Stage-"
-_STAGE_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _SERIES = ("symbol", "timeframe", "source")
-# Printable, and unchanged by NATS clients; all else is percent-encoded, `%` and spaces too.
-_SAFE = "/:.,;+@=()[]!*"
 _TEXT = {
     "correlation_id": "Correlation-Id",
     "source": "Source",
@@ -50,8 +53,6 @@ _NUMBERS = {
 }
 _TIMES = {"start_ts": "Start-Ts", "end_ts": "End-Ts"}
 _VERSION = "Schema-Version"
-_MAX_MS = to_ms(datetime.fromisoformat("9999-12-31T23:59:59+00:00"))
-_MIN_MS = to_ms(datetime.fromisoformat("0001-01-01T00:00:00+00:00"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +95,8 @@ class BatchHeaders:
             headers[header] = str(to_ms(getattr(self, name)))
         for name, header in _TEXT.items():
             if value := getattr(self, name):
-                headers[header] = quote(value, safe=_SAFE, errors="surrogatepass")
-        for stage, at_ms in self.stages.items():
-            if not _STAGE_NAME.fullmatch(stage):
-                raise ValueError(f"a stage is named by small letters, digits and _, not {stage!r}")
-            headers[f"{_STAGE}{stage}"] = str(at_ms)
-        return headers
+                headers[header] = text_field(value)
+        return headers | stage_fields(self.stages)
 
     @classmethod
     def from_nats(cls, headers: Mapping[str, str] | None) -> BatchHeaders:
@@ -110,26 +107,21 @@ class BatchHeaders:
                 not ours (reason `schema_version`); the message names header and value.
         """
         given = headers or {}
-        version = _number(given, _VERSION, 0, 2**31)
+        version = read_number(given, _VERSION, 0, 2**31)
         if version != SCHEMA_VERSION:
             raise UnreadableBatch(
                 f"schema version {version}: this program reads version {SCHEMA_VERSION}", reason="schema_version"
             )
         values: dict[str, Any] = {}
         for name, (header, low, high) in _NUMBERS.items():
-            values[name] = _number(given, header, low, high)
+            values[name] = read_number(given, header, low, high)
         for name, header in _TIMES.items():
-            values[name] = from_ms(_number(given, header, _MIN_MS, _MAX_MS))
+            values[name] = read_time(given, header)
         for name, header in _TEXT.items():
-            values[name] = _text(given, header, name in _REQUIRED_TEXT)
+            values[name] = read_text(given, header, required=name in _REQUIRED_TEXT)
         if values["end_ts"] < values["start_ts"]:
-            raise _unreadable(f"{_TIMES['end_ts']} lies before {_TIMES['start_ts']}")
-        stages = {
-            header.removeprefix(_STAGE): _number(given, header, 0, _MAX_MS)
-            for header in given
-            if header.startswith(_STAGE)
-        }
-        return cls(**values, schema_version=version, stages=stages)
+            raise unreadable(f"{_TIMES['end_ts']} lies before {_TIMES['start_ts']}")
+        return cls(**values, schema_version=version, stages=read_stages(given))
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,37 +251,3 @@ def _only_value(frame: pl.DataFrame, name: str) -> str:
         shown = ", ".join(map(repr, column.unique(maintain_order=True).head(4)))
         raise InvalidBars(f"{name}: a batch holds bars of one {name}, not of {shown}")
     return value
-
-
-def _number(headers: Mapping[str, str], header: str, low: int, high: int) -> int:
-    text = _raw(headers, header)
-    # int() also takes blanks, underscores and the digits of every script
-    if not re.fullmatch(r"-?[0-9]{1,20}", text, re.ASCII):
-        raise _unreadable(f"{header} is {text[:40]!r}, must be a whole number")
-    value = int(text)
-    if not low <= value <= high:
-        raise _unreadable(f"{header} is {value}, must lie in {low} … {high}")
-    return value
-
-
-def _text(headers: Mapping[str, str], header: str, required: bool) -> str:
-    if not required and header not in headers:
-        return ""
-    text = _raw(headers, header)
-    if required and not text:
-        raise _unreadable(f"{header} is empty")
-    try:
-        return unquote(text, errors="surrogatepass")
-    except UnicodeDecodeError:
-        raise _unreadable(f"{header} is {text[:40]!r}, which is not percent-encoded UTF-8") from None
-
-
-def _raw(headers: Mapping[str, str], header: str) -> str:
-    try:
-        return headers[header]
-    except KeyError:
-        raise _unreadable(f"the header {header} is missing") from None
-
-
-def _unreadable(message: str) -> UnreadableBatch:
-    return UnreadableBatch(message, reason="unreadable_envelope")

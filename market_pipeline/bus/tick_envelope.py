@@ -6,17 +6,24 @@ order. A batch without rows is a heartbeat: its payload is empty, and its header
 
 from __future__ import annotations
 
-import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, cast
-from urllib.parse import quote, unquote
 
 import polars as pl
 
 from market_pipeline.bus.envelope import MAX_BATCH_ID, now_ms
+from market_pipeline.bus.header_fields import (
+    read_number,
+    read_stages,
+    read_text,
+    read_time,
+    stage_fields,
+    text_field,
+    unreadable,
+)
 from market_pipeline.errors import UnreadableBatch
 from market_pipeline.market.ticks import STORED_TICK_SCHEMA
 from market_pipeline.market.timeframes import from_ms, to_ms
@@ -28,9 +35,6 @@ VENDOR_STREAM = "vendor_stream"
 LATE = timedelta(seconds=1)
 
 _VERSION = "Schema-Version"
-_STAGE = "Stage-"
-_STAGE_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
-_SAFE = "/:.,;+@=()[]!*"
 _TEXT = {
     "correlation_id": "Correlation-Id",
     "source": "Source",
@@ -45,8 +49,6 @@ _NUMBERS = {
 }
 _TIMES = {"session_started": "Session-Started", "alive_at": "Alive-At"}
 _OPTIONAL_TIMES = {"first_ts": "First-Ts", "last_ts": "Last-Ts", "lost_from": "Lost-From"}
-_MIN_MS = to_ms(datetime.fromisoformat("0001-01-01T00:00:00+00:00"))
-_MAX_MS = to_ms(datetime.fromisoformat("9999-12-31T23:59:59+00:00"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +108,8 @@ class TickHeaders:
             if (value := getattr(self, name)) is not None:
                 headers[header] = str(to_ms(value))
         for name, header in _TEXT.items():
-            headers[header] = quote(getattr(self, name), safe=_SAFE, errors="surrogatepass")
-        for stage, at_ms in self.stages.items():
-            if not _STAGE_NAME.fullmatch(stage):
-                raise ValueError(f"a stage is named by small letters, digits and _, not {stage!r}")
-            headers[f"{_STAGE}{stage}"] = str(at_ms)
-        return headers
+            headers[header] = text_field(getattr(self, name))
+        return headers | stage_fields(self.stages)
 
     @classmethod
     def from_nats(cls, headers: Mapping[str, str] | None) -> TickHeaders:
@@ -122,7 +120,7 @@ class TickHeaders:
                 not ours (reason `schema_version`); the message names header and value.
         """
         given = headers or {}
-        version = _number(given, _VERSION, 0, 2**31)
+        version = read_number(given, _VERSION, 0, 2**31)
         if version != TICK_SCHEMA_VERSION:
             raise UnreadableBatch(
                 f"tick schema version {version}: this program reads version {TICK_SCHEMA_VERSION}",
@@ -130,23 +128,18 @@ class TickHeaders:
             )
         values: dict[str, Any] = {}
         for name, (header, low, high) in _NUMBERS.items():
-            values[name] = _number(given, header, low, high)
+            values[name] = read_number(given, header, low, high)
         for name, header in _TIMES.items():
-            values[name] = from_ms(_number(given, header, _MIN_MS, _MAX_MS))
+            values[name] = read_time(given, header)
         for name, header in _OPTIONAL_TIMES.items():
             if header in given:
-                values[name] = from_ms(_number(given, header, _MIN_MS, _MAX_MS))
+                values[name] = read_time(given, header)
         for name, header in _TEXT.items():
-            values[name] = _text(given, header)
+            values[name] = read_text(given, header)
         first, last = values.get("first_ts"), values.get("last_ts")
         if values["rows"] and (first is None or last is None or last < first):
-            raise _unreadable(f"Rows is {values['rows']}, but First-Ts and Last-Ts are missing or out of order")
-        stages = {
-            header.removeprefix(_STAGE): _number(given, header, 0, _MAX_MS)
-            for header in given
-            if header.startswith(_STAGE)
-        }
-        return cls(**values, schema_version=version, stages=stages)
+            raise unreadable(f"Rows is {values['rows']}, but First-Ts and Last-Ts are missing or out of order")
+        return cls(**values, schema_version=version, stages=read_stages(given))
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,35 +199,3 @@ class EpochFence:
             return False
         self.highest[headers.symbol] = headers.epoch
         return True
-
-
-def _number(headers: Mapping[str, str], header: str, low: int, high: int) -> int:
-    text = _raw(headers, header)
-    # int() also takes blanks, underscores and the digits of every script
-    if not re.fullmatch(r"-?[0-9]{1,20}", text, re.ASCII):
-        raise _unreadable(f"{header} is {text[:40]!r}, must be a whole number")
-    value = int(text)
-    if not low <= value <= high:
-        raise _unreadable(f"{header} is {value}, must lie in {low} … {high}")
-    return value
-
-
-def _text(headers: Mapping[str, str], header: str) -> str:
-    text = _raw(headers, header)
-    if not text:
-        raise _unreadable(f"{header} is empty")
-    try:
-        return unquote(text, errors="surrogatepass")
-    except UnicodeDecodeError:
-        raise _unreadable(f"{header} is {text[:40]!r}, which is not percent-encoded UTF-8") from None
-
-
-def _raw(headers: Mapping[str, str], header: str) -> str:
-    try:
-        return headers[header]
-    except KeyError:
-        raise _unreadable(f"the header {header} is missing") from None
-
-
-def _unreadable(message: str) -> UnreadableBatch:
-    return UnreadableBatch(message, reason="unreadable_envelope")

@@ -86,6 +86,11 @@ class TickReader:
         self.pending = 0
         self.reopened = 0
 
+    @property
+    def at_end(self) -> bool:
+        """Whether everything that the stream holds has been fetched."""
+        return self._puller is not None and self.pending == 0
+
     async def fetch(self, max_messages: int, max_wait_s: float) -> list[TickMessage]:
         """Return what comes next, at most `max_messages`; wait up to `max_wait_s` for the first.
 

@@ -7,11 +7,10 @@ from datetime import UTC, date, datetime, time, timedelta
 
 from market_pipeline.errors import BadRange
 from market_pipeline.market.instruments import Instrument, Instruments
+from market_pipeline.stores.vendor_requests import Interval, merged
 
 Wanted = Mapping[str, Sequence[tuple[date, date]]]
 """Symbol (any form) -> half-open ranges of UTC days."""
-
-Interval = tuple[datetime, datetime]
 
 
 def midnight(day: date) -> datetime:
@@ -45,25 +44,14 @@ def resolve(wanted: Wanted, instruments: Instruments, now: datetime) -> dict[str
             start, stop = max(midnight(begin), first), min(midnight(end), now)
             if start < stop:
                 intervals.append((start, stop))
-        out[instrument.key] = (instrument, merge(intervals))
-    return out
-
-
-def merge(intervals: Iterable[Interval]) -> list[Interval]:
-    """Return the intervals sorted, those that touch or overlap made one."""
-    out: list[Interval] = []
-    for start, end in sorted(intervals):
-        if out and start <= out[-1][1]:
-            out[-1] = (out[-1][0], max(out[-1][1], end))
-        else:
-            out.append((start, end))
+        out[instrument.key] = (instrument, merged(intervals))
     return out
 
 
 def subtract(intervals: Iterable[Interval], done: Iterable[Interval]) -> list[Interval]:
     """Return what of the intervals is not covered by `done`."""
-    out = merge(intervals)
-    for cut_start, cut_end in merge(done):
+    out = merged(intervals)
+    for cut_start, cut_end in merged(done):
         kept: list[Interval] = []
         for start, end in out:
             if cut_end <= start or end <= cut_start:

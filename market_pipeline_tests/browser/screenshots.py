@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import time
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
-from market_pipeline.local.control_room import ControlRoom
+from market_pipeline.read import bars
 from market_pipeline.settings import load_settings
 from market_pipeline_tests.browser.chromium import Chromium
 
+SETTLE_S = 4.0
+"""Colours, counts and pictures come after the words."""
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 
 
-def pages(location: str, repository: str) -> dict[str, tuple[str, tuple[str, ...]]]:
+def pages(day: date) -> dict[str, tuple[str, tuple[str, ...]]]:
     """Return the pictures: file name -> path, and words that must stand on the page."""
     return {
-        "asset-graph": ("/asset-groups", ("bars_1m", "bars_1w", "bars_5m")),
-        "asset-overview": ("/assets/bars_1m?view=overview", ("bars_1m", "Description")),
-        "asset-partitions": ("/assets/bars_1m?view=partitions", ("Partitions", "EURUSD")),
+        "asset-graph": (
+            "/assets/bars_1m?view=lineage&lineageScope=neighbors&lineageDepth=10",
+            ("vendor_minutes", "bars_1m", "bars_1w"),
+        ),
+        "asset-overview": ("/assets/bars_1m?view=overview", ("One-minute bars as the vendor gives them", "Columns")),
+        "asset-partitions": (f"/assets/bars_1m?view=partitions&partition={day}%7CEURUSD", ("EURUSD", "coverage")),
         "asset-checks": ("/assets/bars_1m?view=checks&checkDetail=gaps", ("gaps", "ohlc_sanity")),
         "runs": ("/runs", ("load_history",)),
         "automation": ("/automation", ("nightly",)),
@@ -30,14 +37,16 @@ def main() -> None:
     arguments.add_argument("--home", default=".market_pipeline")
     arguments.add_argument("--out", type=Path, default=IMAGES)
     options = arguments.parse_args()
-    url = load_settings(options.home).dagster.webserver_url
-    with ControlRoom(url) as room, Chromium() as browser:
-        location, repository = room.location()
-        for name, (path, words) in pages(location, repository).items():
+    settings = load_settings(options.home)
+    url = settings.dagster.webserver_url
+    newest = bars("EUR/USD", "1m", date.today() - timedelta(days=30), datetime.now(UTC), settings=settings)
+    with Chromium() as browser:
+        for name, (path, words) in pages(newest["ts"][-1].date()).items():
             try:
                 browser.open(url + path, *words)
             except TimeoutError as error:
                 print(f"{name}: {error}")
+            time.sleep(SETTLE_S)
             browser.picture(options.out / f"{name}.png")
             print(f"{name}.png  {url}{path}")
 

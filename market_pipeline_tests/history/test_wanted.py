@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from market_pipeline.errors import BadRange, UnknownSymbol
-from market_pipeline.history.wanted import merge, midnight, minutes_of, resolve, subtract
+from market_pipeline.history.wanted import midnight, minutes_of, resolve, subtract
 from market_pipeline.market.instruments import parse_instruments
+from market_pipeline.stores.vendor_requests import merged
 
 INSTRUMENTS = parse_instruments(
     """
@@ -41,10 +42,10 @@ def as_minutes(intervals: list[tuple[datetime, datetime]]) -> set[int]:
 
 @given(spans)
 def test_merge_keeps_every_minute_once(intervals: list[tuple[datetime, datetime]]) -> None:
-    merged = merge(intervals)
-    assert as_minutes(merged) == as_minutes(intervals)
-    assert minutes_of(merged) == len(as_minutes(intervals))
-    assert all(a[1] < b[0] for a, b in pairwise(merged))
+    joined = merged(intervals)
+    assert as_minutes(joined) == as_minutes(intervals)
+    assert minutes_of(joined) == len(as_minutes(intervals))
+    assert all(a[1] < b[0] for a, b in pairwise(joined))
 
 
 @given(spans, spans)

@@ -89,7 +89,7 @@ class Book:
             lane.bars.take(facts, ticks)
 
     def close_silent(self, now: int, silent_ms: int) -> None:
-        """Close what ended long ago in symbols of which no batch has come for `silent_ms`: their bars are not proven."""
+        """Close what ended long ago in symbols of which no batch has come for `silent_ms`, unproven."""
         for lane in self._lanes.values():
             if now - lane.heard_at > silent_ms and lane.bars.waiting:
                 lane.bars.close(now - silent_ms)
@@ -114,9 +114,7 @@ class Book:
 
     def state(self) -> BookState:
         """Return what a restart needs; to be kept once everything that `due` returned is published."""
-        return BookState(
-            self.next_seq - 1, {key: lane.bars.state(self.next_seq) for key, lane in self._lanes.items()}
-        )
+        return BookState(self.next_seq - 1, {key: lane.bars.state(self.next_seq) for key, lane in self._lanes.items()})
 
     def behind_s(self, now: int) -> float | None:
         """Return the age of what is proven of the slowest symbol, in seconds."""
@@ -154,7 +152,9 @@ def _lane(instrument: Instrument, rules: LiveRules, known: BookState | None, spa
     if state is None:
         # With the first message of all still there, nothing of the symbol went before.
         whole = span.first_seq <= 1
-        return _Lane(LiveBars(instrument, rules, first_state(max(1, span.first_seq), seen_from=0 if whole else None)), now)
+        return _Lane(
+            LiveBars(instrument, rules, first_state(max(1, span.first_seq), seen_from=0 if whole else None)), now
+        )
     if state.from_seq >= span.first_seq:
         return _Lane(LiveBars(instrument, rules, state), now)
     # Made of what is left, the bars under way would be worse than those published: they are left to repair.

@@ -19,7 +19,7 @@ class AggregatorHealth:
     pending: batches of ticks that wait in the stream. unpublished: batches of bars that JetStream has not taken yet.
     stuck_s: how long either waits without progress. behind_s: age of what is proven of the slowest symbol; None before
         its first batch. checkpoint_age_s: None before the first.
-    Counts are of this process: ticks that made bars; those late but in time, late beyond the lateness, ahead of their
+    Counts since it took over: ticks that made bars; those late but in time, late beyond the lateness, ahead of their
     own arrival, malformed, and of crossed quotes; batches of ticks that came twice, of a lost lease, or unreadable;
     bars published for the first time, and again as revisions.
     """

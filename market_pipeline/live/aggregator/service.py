@@ -8,7 +8,6 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -186,14 +185,16 @@ class Aggregator:
                 if messages:
                     await asyncio.to_thread(book.take, messages, now_ms())
                     self._progress_at = time.monotonic()
-                elif not reader.pending:
-                    book.next_seq = max(book.next_seq, reader.next_seq)
+                elif reader.at_end:
                     self._progress_at = time.monotonic()
                     book.close_silent(now_ms(), self._silent_ms)
-                if self._holds(book, reader, bool(messages)) or time.monotonic() - flushed_at < FLUSH_S:
+                if not self._rebuilt(book, reader) or time.monotonic() - flushed_at < FLUSH_S:
                     continue
                 flushed_at = time.monotonic()
-                await self._flush(book, stop)
+                if not await self._flush(book, stop):
+                    return
+            if self._rebuilt(book, reader) and await self._flush(book, stop):
+                await self._keep(book)
         finally:
             self._reader = None
             await reader.close()
@@ -218,30 +219,31 @@ class Aggregator:
             return Book(self._instruments, self._rules, known, span, now_ms())
         return None
 
-    def _holds(self, book: Book, reader: TickReader, came: bool) -> bool:
-        """Say whether what there is was published before the restart, or is not whole yet."""
-        if self._state == "rebuilding" and (book.next_seq > book.hold_until or not (came or reader.pending)):
+    def _rebuilt(self, book: Book, reader: TickReader) -> bool:
+        """Say whether it is where the checkpoint was: before that, bars are not whole yet or were published."""
+        if self._state == "rebuilding" and (book.next_seq > book.hold_until or reader.at_end):
             self._state = "running"
             self._checkpoint_at = time.monotonic()
             log.info("aggregator_rebuilt", name=self._name, next_seq=book.next_seq, pending=reader.pending)
-        return self._state == "rebuilding"
+        return self._state == "running"
 
-    async def _flush(self, book: Book, stop: asyncio.Event) -> None:
-        """Publish what is due, then keep the checkpoint: in this order."""
+    async def _flush(self, book: Book, stop: asyncio.Event) -> bool:
+        """Publish what is due, then keep the checkpoint: in this order. False when the term is over before that."""
         batches = await asyncio.to_thread(book.due, now_ms(), self._run_id)
         if batches and not await self._publish(batches, stop):
-            return
+            return False
         for loss in book.losses():
             self._recorder.add(loss)
         if time.monotonic() - self._checkpoint_at >= CHECKPOINT_S:
-            await self._keep(book.state())
+            await self._keep(book)
+        return True
 
     async def _publish(self, batches: Sequence[EncodedBatch], stop: asyncio.Event) -> bool:
         """Publish batches until each is kept; False when that was not possible before the end of the term."""
         waiting = list(batches)
         while waiting:
             self._unpublished = len(waiting)
-            if not await _unless(self._lease.lost, self._lease.wait_held()):
+            if not self._lease.held and not await _unless(self._lease.lost, self._lease.wait_held()):
                 return False
             answers = await asyncio.gather(*(self._send(each) for each in waiting))
             kept = [batch for batch, ok in zip(waiting, answers, strict=True) if ok]
@@ -273,16 +275,18 @@ class Aggregator:
             return False
         return True
 
-    async def _keep(self, state: BookState) -> None:
+    async def _keep(self, book: Book) -> None:
+        """Keep the checkpoint of a book whose bars are all published."""
+        state = book.state()
         if state != self._saved:
-            with suppress(BusUnreachable):  # health tells how old it is
+            try:
                 if not self._lease.held:
                     return
                 await self._checkpoints.save(f"aggregator.{self._name}", state)
-                self._saved = state
-                self._checkpoint_at = time.monotonic()
-        else:
-            self._checkpoint_at = time.monotonic()
+            except BusUnreachable:
+                return  # health tells how old it is
+            self._saved = state
+        self._checkpoint_at = time.monotonic()
 
 
 async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, object]) -> bool:

@@ -1,0 +1,86 @@
+"""The fields of an envelope on the wire: numbers, times, texts and stages as NATS headers, read strictly."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from urllib.parse import quote, unquote
+
+from market_pipeline.errors import UnreadableBatch
+from market_pipeline.market.timeframes import from_ms, to_ms
+
+_STAGE = "Stage-"
+_STAGE_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
+# Printable, and unchanged by NATS clients; all else is percent-encoded, `%` and spaces too.
+_SAFE = "/:.,;+@=()[]!*"
+_MIN_MS = to_ms(datetime.fromisoformat("0001-01-01T00:00:00+00:00"))
+_MAX_MS = to_ms(datetime.fromisoformat("9999-12-31T23:59:59+00:00"))
+
+
+def text_field(value: str) -> str:
+    """Return a text as a header's value: printable ASCII, percent-encoded."""
+    return quote(value, safe=_SAFE, errors="surrogatepass")
+
+
+def stage_fields(stages: Mapping[str, int]) -> dict[str, str]:
+    """Return the stages (epoch ms by name) as headers.
+
+    Raises:
+        ValueError: a name that is not small letters, digits and _.
+    """
+    for stage in stages:
+        if not _STAGE_NAME.fullmatch(stage):
+            raise ValueError(f"a stage is named by small letters, digits and _, not {stage!r}")
+    return {f"{_STAGE}{stage}": str(at_ms) for stage, at_ms in stages.items()}
+
+
+def read_stages(headers: Mapping[str, str]) -> dict[str, int]:
+    """Read the stages back; raises UnreadableBatch for a time that is none."""
+    return {
+        header.removeprefix(_STAGE): read_number(headers, header, 0, _MAX_MS)
+        for header in headers
+        if header.startswith(_STAGE)
+    }
+
+
+def read_number(headers: Mapping[str, str], header: str, low: int, high: int) -> int:
+    """Read a whole number in [low, high]; raises UnreadableBatch naming header and value."""
+    text = _raw(headers, header)
+    # int() also takes blanks, underscores and the digits of every script
+    if not re.fullmatch(r"-?[0-9]{1,20}", text, re.ASCII):
+        raise unreadable(f"{header} is {text[:40]!r}, must be a whole number")
+    value = int(text)
+    if not low <= value <= high:
+        raise unreadable(f"{header} is {value}, must lie in {low} … {high}")
+    return value
+
+
+def read_time(headers: Mapping[str, str], header: str) -> datetime:
+    """Read epoch ms as a UTC datetime; raises UnreadableBatch."""
+    return from_ms(read_number(headers, header, _MIN_MS, _MAX_MS))
+
+
+def read_text(headers: Mapping[str, str], header: str, *, required: bool = True) -> str:
+    """Read a text; empty where it is missing and not required; raises UnreadableBatch."""
+    if not required and header not in headers:
+        return ""
+    text = _raw(headers, header)
+    if required and not text:
+        raise unreadable(f"{header} is empty")
+    try:
+        return unquote(text, errors="surrogatepass")
+    except UnicodeDecodeError:
+        raise unreadable(f"{header} is {text[:40]!r}, which is not percent-encoded UTF-8") from None
+
+
+def unreadable(message: str) -> UnreadableBatch:
+    """Return the error of an envelope that cannot be read."""
+    return UnreadableBatch(message, reason="unreadable_envelope")
+
+
+def _raw(headers: Mapping[str, str], header: str) -> str:
+    try:
+        return headers[header]
+    except KeyError:
+        raise unreadable(f"the header {header} is missing") from None
