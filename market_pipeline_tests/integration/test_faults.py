@@ -116,12 +116,37 @@ def test_rows_that_are_no_bars_are_dead_lettered_alone(world: World) -> None:
     assert_loaded(world)
 
 
-def test_an_implausible_bar_is_stored_for_the_checks_to_flag(world: World) -> None:
-    world.vendor.add_fault("high_below_low", path=AGGS, times=1)
+@pytest.mark.parametrize("kind", ["high_below_low", "negative_price"])
+def test_an_implausible_bar_is_stored_for_the_checks_to_flag(world: World, kind: str) -> None:
+    world.vendor.add_fault(kind, path=AGGS, times=1)
     world.load(DAYS)
     ours = world.bars(KEY, "1m")
     assert ours.height == truth(TICKER, DAYS[KEY]).height
-    assert ours.filter(ours["high"] < ours["low"]).height > 0
+    assert ours.filter((ours["high"] < ours["low"]) | (ours["low"] <= 0)).height > 0
+    # the vendor mends it: the next load restates exactly those bars
+    report = world.load(DAYS)
+    assert 0 < report.counts.restated == report.counts.written < 50
+    assert_loaded(world)
+
+
+@pytest.mark.parametrize(
+    ("fault", "changes"),
+    [
+        ({"kind": "slow", "times": 1, "delay": 2.5}, {"timeout_s": 1.0}),
+        ({"kind": "slow", "times": 1, "delay": 2.5, "trickle": True}, {"timeout_s": 1.0}),
+        ({"kind": "limit_reached_without_next_url", "times": 1}, {"page_limit": 1000}),
+    ],
+    ids=["slow", "slow-body", "cut-at-the-limit"],
+)
+def test_a_slow_or_silently_cut_answer_is_recovered_from(
+    world: World, fault: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    world.vendor.add_fault(path=AGGS, **fault)
+    changed = world.settings.vendor.model_copy(update=changes)
+    world.settings = world.settings.model_copy(update={"vendor": changed})
+    world.load(DAYS)
+    assert sum(f["used"] for f in world.vendor.faults()) == 1, "the fault must have struck"
+    assert_loaded(world)
 
 
 def test_a_retry_of_the_run_asks_only_for_what_has_not_landed(world: World) -> None:

@@ -1,0 +1,297 @@
+"""The aggregator against a real NATS: bars come out once, late ticks as revisions, and a restart changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+
+from market_pipeline.bus.checkpoint import Checkpoints
+from market_pipeline.bus.losses import LossBucket
+from market_pipeline.bus.session import open_bus
+from market_pipeline.bus.streams import LIVE, TICKS
+from market_pipeline.errors import SettingsError
+from market_pipeline.live.aggregator import Aggregator
+from market_pipeline.live.aggregator.book import BookState
+from market_pipeline.live.aggregator.health import problems_of
+from market_pipeline.market.live_facts import LiveRules
+from market_pipeline_tests.live.aggregating import (
+    COLUMNS,
+    EUR,
+    GBP,
+    MINUTE,
+    T0,
+    Bench,
+    at,
+    eventually,
+    expected,
+    open_bench,
+)
+from market_pipeline_tests.servers import NatsProcess
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[NatsProcess]:
+    with NatsProcess() as running:
+        yield running
+
+
+@pytest.fixture
+async def bench(server: NatsProcess) -> AsyncIterator[Bench]:
+    async with open_bench(server) as opened:
+        yield opened
+
+
+def some_quotes(number: int, minutes: int = 3, seed: int = 5) -> list[tuple[int, float, float]]:
+    rng = random.Random(seed)
+    moments = sorted(rng.randrange(0, minutes * MINUTE) for _ in range(number))
+    prices = [rng.randint(108_000, 108_100) / 1e5 for _ in moments]
+    return [(T0 + moment, price, price + 0.0001) for moment, price in zip(moments, prices, strict=True)]
+
+
+async def test_quotes_become_the_bars_of_history_published_once(bench: Bench) -> None:
+    rows = some_quotes(200)
+    async with bench.running(EUR, GBP, run_id="run-7") as aggregator:
+        for begin in range(0, 200, 20):
+            batch = rows[begin : begin + 20]
+            await bench.send(batch, alive=batch[-1][0])
+            await bench.send(alive=batch[-1][0], symbol="GBPUSD")
+        await bench.send(rows[:1], alive=T0 + 3 * MINUTE, symbol="GBPUSD")
+        await bench.send(alive=T0 + 3 * MINUTE)
+        made = await bench.until(lambda frame: frame.height == 3)
+        assert made.select(COLUMNS).rows() == expected(rows, "1m")
+        assert made["complete"].all()
+        seconds = await bench.last("1s")
+        assert seconds.select(COLUMNS).rows() == expected(rows, "1s")
+        assert (await bench.until(lambda frame: frame.height == 1, symbol="GBPUSD"))["open"].to_list()
+        health = aggregator.health()
+        assert health.problems == ()
+        assert (health.ticks, health.revisions, health.pending, health.unpublished) == (201, 0, 0, 0)
+    assert len(await bench.bars()) == 3
+    headers = [headers for headers, _ in await bench.batches()]
+    assert {each.source for each in headers} == {"live_aggregated"}
+    assert {each.run_id for each in headers} == {"run-7"}
+    assert all({"received", "decoded", "encoded", "published"} <= set(each.stages) for each in headers)
+
+
+async def test_a_flush_shares_its_correlation_id(bench: Bench) -> None:
+    for symbol in ("EURUSD", "GBPUSD"):
+        await bench.send([(T0, 1.0, 1.0)], alive=T0 + MINUTE, symbol=symbol)
+    async with bench.running(EUR, GBP):
+        await bench.until(lambda frame: frame.height == 1)
+        await bench.until(lambda frame: frame.height == 1, symbol="GBPUSD")
+    ids = {headers.correlation_id for headers, _ in await bench.batches()}
+    assert len(ids) == 1
+
+
+async def test_late_ticks_revise_and_later_ones_are_left_to_repair(bench: Bench) -> None:
+    async with bench.running(EUR, rules=LiveRules(lateness_ms=MINUTE)) as aggregator:
+        await bench.send([(T0 + 5, 1.0, 1.0)], alive=T0 + MINUTE)
+        first = await bench.until(lambda frame: frame.height == 1)
+        await bench.send([(T0 + 6, 2.0, 2.0)], alive=T0 + MINUTE + 500)
+        second = await bench.until(lambda frame: frame["trades"].to_list() == [2])
+        assert second["complete"].to_list() == [True]
+        assert second["revision"][0] > first["revision"][0]
+        await bench.send(alive=T0 + 3 * MINUTE)
+        await bench.send([(T0 + 7, 3.0, 3.0)] * 2, alive=T0 + 3 * MINUTE)
+        third = await bench.until(lambda frame: frame["complete"].to_list() == [False])
+        assert third["trades"].to_list() == [2], "the bar keeps what it has, and says that it is not whole"
+        await eventually(lambda: aggregator.health().late_dropped == 2 and not aggregator.health().losses_waiting)
+        assert aggregator.health().late == 1
+    losses = await LossBucket(bench.bus).all()
+    assert [(loss.symbol, loss.start, loss.end) for loss in losses] == [("EURUSD", at(T0), at(T0 + MINUTE))]
+
+
+async def test_batches_that_come_twice_or_of_a_lost_lease_change_nothing(bench: Bench) -> None:
+    async with bench.running() as aggregator:
+        await bench.send([(T0, 1.0, 1.0)], alive=T0, batch_id=11)
+        await bench.send([(T0, 1.0, 1.0)], alive=T0, batch_id=11)
+        await bench.send([(T0 + 1, 2.0, 2.0)], alive=T0 + 1, epoch=3, session="t")
+        await bench.send([(T0 + 2, 9.0, 9.0)], alive=T0 + 2, epoch=2)
+        await bench.send(alive=T0 + MINUTE, epoch=3)
+        made = await bench.until(lambda frame: frame.height == 1)
+        assert made.select("close", "trades").rows() == [(2.0, 2)]
+        assert (aggregator.health().duplicates, aggregator.health().fenced) == (1, 1)
+
+
+async def test_a_batch_that_cannot_be_read_takes_the_proof_of_its_minute(bench: Bench) -> None:
+    async with bench.running() as aggregator:
+        await bench.send([(T0, 1.0, 1.0)], alive=T0 + MINUTE)
+        await bench.send([(T0 + MINUTE + 1, 1.0, 1.0)], alive=T0 + MINUTE + 1, **{"Schema-Version": "9"})
+        await bench.send([(T0 + MINUTE + 9000, 1.0, 1.0)], alive=T0 + 2 * MINUTE)
+        await bench.send([(T0 + 2 * MINUTE + 9000, 1.0, 1.0)], alive=T0 + 4 * MINUTE)
+        made = await bench.until(lambda frame: frame.height == 3)
+        assert made["complete"].to_list() == [True, False, False]
+        await eventually(lambda: not aggregator.health().losses_waiting)
+        assert aggregator.health().unreadable == 1
+    losses = await LossBucket(bench.bus).all()
+    assert [(loss.start, loss.end) for loss in losses] == [(at(T0 + MINUTE), at(T0 + 2 * MINUTE + 1000))]
+
+
+async def test_without_batches_bars_come_out_unproven_and_are_proven_later(bench: Bench) -> None:
+    async with bench.running(silent_ms=300):
+        await bench.send([(T0, 1.0, 1.0)], alive=T0 + 10)
+        made = await bench.until(lambda frame: frame.height == 1)
+        assert made["complete"].to_list() == [False]
+        await bench.send(alive=T0 + MINUTE)
+        await bench.until(lambda frame: frame["complete"].to_list() == [True])
+
+
+# ------------------------------------------------------------------------------------------------- restarts
+
+
+@pytest.mark.parametrize("cut", [3, 9, 16])
+async def test_a_restart_republishes_what_it_said_and_goes_on(bench: Bench, cut: int) -> None:
+    """Ended without warning in the middle of a minute, with its last checkpoint somewhere before."""
+    rows = some_quotes(200)
+    batches = [rows[begin : begin + 10] for begin in range(0, 200, 10)]
+    options: dict[str, Any] = {"rules": LiveRules(lateness_ms=MINUTE)}
+    crashing = asyncio.create_task(_crash_after(bench, batches[:cut], options))
+    await crashing
+    before = {code: await bench.last(code) for code in ("1m", "1s")}
+    async with bench.running(EUR, **options) as aggregator:
+        for batch in batches[cut:]:
+            await bench.send(batch, alive=batch[-1][0])
+        await bench.send(alive=T0 + 3 * MINUTE)
+        made = await bench.until(lambda frame: frame.height == 3)
+        assert made.select(COLUMNS).rows() == expected(rows, "1m")
+        assert made["complete"].all()
+        assert (await bench.last("1s")).select(COLUMNS).rows() == expected(rows, "1s")
+        assert aggregator.health().late_dropped == 0
+    # whatever was said of a bar before and after, it is the same: the store writes nothing new
+    for code, frame in before.items():
+        said = await bench.bars(code)
+        for row in frame.iter_slices(1):
+            values = {each.drop("revision").row(0) for each in said if each["ts"][0] == row["ts"][0]}
+            assert len(values) == 1
+
+
+async def _crash_after(bench: Bench, batches: list[list[Any]], options: dict[str, Any]) -> None:
+    aggregator = Aggregator(bench.bus, (EUR,), lease_ttl_s=2.0, **options)
+    task = asyncio.create_task(aggregator.run(asyncio.Event()))
+    for place, batch in enumerate(batches):
+        seq = await bench.send(batch, alive=batch[-1][0])
+        if place == len(batches) // 2:
+            # a checkpoint in the middle, and some more batches after it
+            await eventually(lambda seq=seq: aggregator._saved is not None and aggregator._saved.through_seq >= seq)
+    await eventually(lambda: aggregator.health().ticks == sum(map(len, batches)))
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_second_aggregator_stands_by_and_takes_over(bench: Bench) -> None:
+    stop = asyncio.Event()
+    first = Aggregator(bench.bus, (EUR,), lease_ttl_s=2.0)
+    task = asyncio.create_task(first.run(stop))
+    await eventually(lambda: first.health().state == "running")
+    async with bench.running(settled=False) as second:
+        await bench.send([(T0, 1.0, 1.0)], alive=T0 + MINUTE)
+        await bench.send([(T0 + MINUTE, 1.0, 1.0)], alive=T0 + MINUTE)
+        await bench.until(lambda frame: frame.height == 1)
+        await eventually(lambda: first.health().ticks == 2)
+        assert (second.health().state, second.health().problems, second.health().ticks) == ("standby", (), 0)
+        stop.set()
+        await task
+        assert first.health().state == "stopped"
+        await bench.send([(T0 + MINUTE + 1, 1.0, 1.0)], alive=T0 + 2 * MINUTE)
+        made = await bench.until(lambda frame: frame.height == 2)
+        assert made.select("trades", "complete").rows() == [(1, True), (2, True)]
+        assert second.health().epoch == 2
+
+
+async def test_a_fresh_aggregator_makes_bars_of_all_that_the_stream_holds(bench: Bench) -> None:
+    rows = some_quotes(100)
+    for begin in range(0, 100, 10):
+        batch = rows[begin : begin + 10]
+        await bench.send(batch, alive=batch[-1][0])
+    await bench.send(alive=T0 + 3 * MINUTE)
+    async with bench.running():
+        made = await bench.until(lambda frame: frame.height == 3)
+        assert made.select(COLUMNS).rows() == expected(rows, "1m")
+        assert made["complete"].all(), "nothing went before the first message of all"
+
+
+async def test_what_the_stream_no_longer_holds_is_not_claimed(bench: Bench) -> None:
+    await bench.send([(T0, 1.0, 1.0)], alive=T0 + 1000)
+    await bench.bus.js.purge_stream(TICKS)
+    await bench.send([(T0 + 9000, 2.0, 2.0)], alive=T0 + MINUTE)
+    await bench.send([(T0 + 2 * MINUTE + 9000, 2.0, 2.0)], alive=T0 + 4 * MINUTE)
+    async with bench.running():
+        made = await bench.until(lambda frame: frame.height == 2)
+        assert made["complete"].to_list() == [False, True]
+
+
+async def test_bars_under_way_whose_ticks_expired_are_left_to_repair(bench: Bench) -> None:
+    async with bench.running() as aggregator:
+        await bench.send([(T0, 1.0, 1.0)], alive=T0 + 1000)
+        await eventually(lambda: aggregator.health().ticks == 1)
+    assert (await Checkpoints(bench.bus).load("aggregator.default", BookState)) is not None
+    await bench.bus.js.purge_stream(TICKS)
+    await bench.send([(T0 + 9000, 2.0, 2.0)], alive=T0 + MINUTE)
+    await bench.send([(T0 + 2 * MINUTE, 2.0, 2.0)], alive=T0 + 3 * MINUTE)
+    async with bench.running() as aggregator:
+        made = await bench.until(lambda frame: frame.height == 1)
+        assert made.select("ts", "complete").rows() == [(at(T0 + 2 * MINUTE), True)]
+        await eventually(lambda: not aggregator.health().losses_waiting)
+    assert {loss.start for loss in await LossBucket(bench.bus).all()} >= {at(T0)}
+
+
+# ------------------------------------------------------------------------------------------------- trouble
+
+
+async def test_nats_may_go_away_and_come_back(bench: Bench, server: NatsProcess) -> None:
+    rows = some_quotes(100)
+    async with bench.running() as aggregator:
+        for begin in range(0, 50, 10):
+            await bench.send(rows[begin : begin + 10], alive=rows[begin + 9][0])
+        await eventually(lambda: aggregator.health().ticks == 50)
+        server.restart()
+        async with open_bus(server.settings, "test") as bus:
+            other = Bench(bus)
+            for begin in range(50, 100, 10):
+                await other.send(rows[begin : begin + 10], alive=rows[begin + 9][0])
+            await other.send(alive=T0 + 3 * MINUTE)
+            made = await other.until(lambda frame: frame.height == 3)
+        assert made.select(COLUMNS).rows() == expected(rows, "1m")
+        assert made["complete"].all()
+        await eventually(lambda: aggregator.health().healthy)
+
+
+async def test_a_full_stream_of_bars_is_waited_for(bench: Bench) -> None:
+    config = (await bench.bus.js.stream_info(LIVE)).config
+    await bench.bus.js.update_stream(config.evolve(max_bytes=1024))
+    async with bench.running() as aggregator:
+        await bench.send([(T0, 1.0, 1.0)], alive=T0 + MINUTE)
+        await eventually(lambda: aggregator.health().unpublished > 0 and aggregator._said)
+        await bench.bus.js.update_stream(config)
+        await bench.until(lambda frame: frame.height == 1)
+        await eventually(lambda: aggregator.health().unpublished == 0)
+
+
+def test_waiting_without_progress_is_a_problem() -> None:
+    def problems(**facts: Any) -> list[str]:
+        usual = {
+            "bus_connected": True,
+            "lease_held": True,
+            "pending": 0,
+            "unpublished": 0,
+            "stuck_s": 0.0,
+            "checkpoint_age_s": 1.0,
+            "losses_waiting": 0,
+        }
+        return problems_of("running", **{**usual, **facts})
+
+    assert problems() == []
+    assert problems(pending=9, stuck_s=29.0) == []
+    assert "9 batches of ticks" in problems(pending=9, stuck_s=31.0)[0]
+    assert problems(lease_held=False) == ["the lease is not held"]
+    assert "no checkpoint for 40 s" in problems(checkpoint_age_s=40.0)[0]
+    assert problems(bus_connected=False) == ["no connection to NATS"]
+
+
+async def test_no_instruments_are_refused(bench: Bench) -> None:
+    with pytest.raises(SettingsError):
+        Aggregator(bench.bus, ())
