@@ -14,7 +14,7 @@ from market_pipeline.bus.losses import LossBucket
 from market_pipeline.bus.session import open_bus
 from market_pipeline.bus.streams import LIVE, TICKS
 from market_pipeline.errors import SettingsError
-from market_pipeline.live.aggregator import Aggregator
+from market_pipeline.live.aggregator import Aggregator, service
 from market_pipeline.live.aggregator.book import BookState
 from market_pipeline.live.aggregator.health import problems_of
 from market_pipeline.market.live_facts import LiveRules
@@ -180,6 +180,23 @@ async def _crash_after(bench: Bench, batches: list[list[Any]], options: dict[str
     await eventually(lambda: aggregator.health().ticks == sum(map(len, batches)))
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_restart_never_goes_back_to_an_earlier_word(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batch by batch, as after a long absence: the state of before a late tick must not be published once more."""
+    monkeypatch.setattr(service, "FETCH", 1)
+    monkeypatch.setattr(service, "FLUSH_S", 0.0)
+    async with bench.running():
+        await bench.send([(T0, 1.0, 1.0)], alive=T0 + MINUTE)
+        await bench.until(lambda frame: frame["trades"].to_list() == [1])
+        await bench.send([(T0 + 1, 2.0, 2.0)], alive=T0 + MINUTE)
+        await bench.until(lambda frame: frame["trades"].to_list() == [2])
+    said = len(await bench.bars())
+    async with bench.running():
+        await bench.send([(T0 + MINUTE, 2.0, 2.0)], alive=T0 + 2 * MINUTE)
+        await bench.until(lambda frame: frame.height == 2)
+    again = (await bench.bars())[said:]
+    assert [(row["ts"][0], row["trades"][0]) for row in again] == [(at(T0), 2), (at(T0 + MINUTE), 1)]
 
 
 async def test_a_second_aggregator_stands_by_and_takes_over(bench: Bench) -> None:

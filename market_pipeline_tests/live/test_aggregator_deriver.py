@@ -1,0 +1,161 @@
+"""Coarser bars in live time: from ticks through the bridge to derived bars in the store, and again after a revision."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import SecretStr
+
+from market_pipeline.bus.streams import LIVE
+from market_pipeline.live.aggregator import LiveDeriver
+from market_pipeline.live.aggregator.touched import Touched, intervals
+from market_pipeline.live.bridge import BridgeWorker
+from market_pipeline.local.clickhouse import process
+from market_pipeline.local.clickhouse.process import ServerProcess
+from market_pipeline.market.aggregation import fold
+from market_pipeline.market.timeframes import DERIVED, timeframe
+from market_pipeline.settings import ClickHouseSettings, Settings
+from market_pipeline.stores import Stores, open_stores
+from market_pipeline_tests.live.aggregating import EUR, MINUTE, T0, Bench, at, open_bench, quotes
+from market_pipeline_tests.servers import NatsProcess
+
+
+@pytest.fixture(scope="module")
+def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    with process.start(tmp_path_factory.mktemp("clickhouse")) as server:
+        yield server
+
+
+@dataclass
+class Live:
+    """Aggregator, bridge and deriver at work."""
+
+    bench: Bench
+    stores: Stores
+    deriver: LiveDeriver
+
+    def bars(self, code: str) -> pl.DataFrame:
+        return self.stores.bars.winners("EURUSD", code, at(T0), at(T0) + timedelta(days=1))
+
+    async def until(self, code: str, ready: Callable[[pl.DataFrame], bool]) -> pl.DataFrame:
+        deadline = time.monotonic() + 20
+        while not ready(frame := await asyncio.to_thread(self.bars, code)):
+            assert time.monotonic() < deadline, (code, frame, self.deriver.health())
+            await asyncio.sleep(0.1)
+        return frame
+
+
+@asynccontextmanager
+async def running(bench: Bench, settings: Settings, deriver: LiveDeriver) -> AsyncIterator[Live]:
+    stop = asyncio.Event()
+    with open_stores(settings) as stores:
+        async with bench.bus.consumer(LIVE) as consumer, bench.running(EUR, on_published=deriver.published):
+            bridge = BridgeWorker(consumer, stores.bars, stores.ingest, bench.bus)
+            tasks = [asyncio.create_task(bridge.run(stop)), asyncio.create_task(deriver.run(stop))]
+            try:
+                yield Live(bench, stores, deriver)
+            finally:
+                stop.set()
+                await asyncio.wait_for(asyncio.gather(*tasks), 20)
+
+
+@pytest.fixture
+async def live(tmp_path: Path, clickhouse: ServerProcess) -> AsyncIterator[Live]:
+    with NatsProcess() as nats:
+        settings = Settings(
+            home=tmp_path,
+            nats=nats.settings,
+            clickhouse=ClickHouseSettings(
+                host=clickhouse.host,
+                port=clickhouse.port,
+                user=clickhouse.user,
+                password=SecretStr(clickhouse.password),
+                database=f"market_{secrets.token_hex(4)}",
+            ),
+        )
+        deriver = LiveDeriver(settings, [EUR], run_id="live-1", look_back=timedelta(minutes=1))
+        async with open_bench(nats) as bench, running(bench, settings, deriver) as started:
+            yield started
+
+
+async def test_minutes_from_ticks_become_every_coarser_bar_and_a_late_tick_derives_again(live: Live) -> None:
+    rows = [
+        (T0 + second * 1000, 1.08 + (second % 97) / 1e4, 1.0801 + (second % 97) / 1e4) for second in range(0, 960, 7)
+    ]
+    for begin in range(0, len(rows), 30):
+        batch = rows[begin : begin + 30]
+        await live.bench.send(batch, alive=batch[-1][0])
+    await live.bench.send(alive=T0 + 16 * MINUTE)
+    minutes = await live.until("1m", lambda frame: frame.height == 16)
+    assert minutes["complete"].all()
+    await live.until("5m", lambda frame: frame["complete"].to_list() == [True, True, True, False])
+    await live.until("1d", lambda frame: frame.height == 1)
+    columns = ["open", "high", "low", "close", "volume", "trades"]
+    for code in DERIVED[:-1]:
+        made = await live.until(code, lambda frame: frame["trades"].sum() == len(rows))
+        assert made.select("ts", *columns).rows() == fold(minutes, code).select("ts", *columns).rows()
+        assert set(made["source"]) == {"derived"}
+        assert set(made["origin"]) == {"live_aggregated"}
+    fifteen = live.bars("15m").select("complete", "trades").rows()
+    assert fifteen == [(True, 129), (False, 9)]
+
+    await live.bench.send([(T0 + 14 * MINUTE + 500, 2.0, 2.0)], alive=T0 + 16 * MINUTE)
+    await live.until("1m", lambda frame: frame["high"].max() == 2.0)
+    made = await live.until("5m", lambda frame: frame["high"].to_list()[2] == 2.0)
+    assert made["trades"].sum() == len(rows) + 1
+    await live.until("1d", lambda frame: frame["high"].to_list() == [2.0])
+    assert live.bars("15m").select("high", "complete").rows()[0] == (2.0, True)
+    assert live.deriver.health().problems == ()
+    assert live.deriver.health().written > 0
+    assert quotes(rows).height == len(rows)
+
+
+# ------------------------------------------------------------------------------------------------- bookkeeping
+
+NOON = datetime(2024, 3, 4, 12, tzinfo=UTC)
+
+
+def test_a_window_is_due_when_it_is_over_and_its_last_minute_had_the_time_to_come() -> None:
+    touched = Touched(timedelta(seconds=3))
+    touched.minutes("A", [NOON + timedelta(minutes=3)])
+    assert touched.take("A", NOON + timedelta(minutes=5, seconds=2)) == []
+    later = NOON + timedelta(minutes=5, seconds=3)
+    assert touched.waiting(later) == (1, 0.0)
+    assert touched.take("A", later) == [("5m", int(NOON.timestamp() * 1000))]
+    assert touched.take("A", later) == []
+    assert [code for code, _ in touched.take("A", NOON + timedelta(minutes=31))] == ["15m", "30m"]
+    assert sorted(code for code, _ in touched.take("A", NOON + timedelta(days=8))) == sorted(["1h", "4h", "1d", "1w"])
+    assert touched.take("B", later) == []
+
+
+def test_what_could_not_be_derived_waits() -> None:
+    touched = Touched(timedelta(0))
+    touched.minutes("A", [NOON])
+    windows = touched.take("A", NOON + timedelta(hours=1))
+    touched.put_back("A", windows)
+    assert sorted(touched.take("A", NOON + timedelta(hours=1))) == sorted(windows)
+
+
+@given(st.integers(0, 20_000), st.integers(1, 3000))
+def test_every_window_that_shares_a_moment_is_touched(start: int, length: int) -> None:
+    touched = Touched(timedelta(0))
+    begin, end = NOON + timedelta(seconds=start), NOON + timedelta(seconds=start + length)
+    touched.range("A", begin, end)
+    windows = touched.take("A", NOON + timedelta(days=30))
+    assert {code for code, _ in windows} == set(DERIVED)
+    for code in DERIVED:
+        spans = intervals(window for window in windows if window[0] == code)
+        assert spans[0][0] <= begin < spans[0][1]
+        assert spans[-1][0] < end <= spans[-1][1]
+        assert len(spans) == (spans[-1][1] - spans[0][0]) / timeframe(code).length
