@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
-from market_pipeline.errors import HistoryError, MarketPipelineError, RangeNotLoaded, Terminal
+from market_pipeline.errors import HistoryError, RangeNotLoaded
 from market_pipeline.history.derive import derive_symbol
 from market_pipeline.history.load import load_symbol
 from market_pipeline.history.progress import Meter, Progress
@@ -150,7 +150,7 @@ def probe_all(settings: Settings) -> dict[str, float]:
 
 
 async def _each(jobs: Sequence[Callable[[], Awaitable[None]]], at_once: int) -> None:
-    """Run the jobs, a few at once. A terminal error ends all; ranges that could not be loaded are gathered.
+    """Run the jobs, a few at once. Ranges that could not be loaded are gathered; any other error ends all at once.
 
     Raises:
         RangeNotLoaded: one for all symbols, when any failed with it.
@@ -169,10 +169,6 @@ async def _each(jobs: Sequence[Callable[[], Awaitable[None]]], at_once: int) -> 
                 await task
             except RangeNotLoaded as error:
                 failures.append(error)
-                if isinstance(error.__cause__, Terminal):
-                    raise
-    except MarketPipelineError:
-        raise
     finally:
         for pending in tasks:
             pending.cancel()

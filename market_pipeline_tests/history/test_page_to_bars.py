@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import polars as pl
 
-from market_pipeline.history.load import page_to_bars
+from market_pipeline.history.answer import page_to_bars
 from market_pipeline.market.bars import BAR_SCHEMA
 from market_pipeline.vendors.base import MINUTE_SCHEMA, MinutePage, RangeRequest
 

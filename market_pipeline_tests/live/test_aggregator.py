@@ -256,6 +256,20 @@ async def test_bars_under_way_whose_ticks_expired_are_left_to_repair(bench: Benc
     assert {loss.start for loss in await LossBucket(bench.bus).all()} >= {at(T0)}
 
 
+async def test_a_stream_that_was_made_anew_is_read_from_its_start(bench: Bench) -> None:
+    async with bench.running() as aggregator:
+        for moment in range(5):
+            await bench.send([(T0 + moment, 1.0, 1.0)], alive=T0 + moment)
+        await eventually(lambda: aggregator.health().ticks == 5)
+    await bench.bus.js.delete_stream(TICKS)
+    await bench.bus.ensure_streams(scale=1 / 64)
+    await bench.send([(T0 + MINUTE, 2.0, 2.0)], alive=T0 + MINUTE + 5)
+    await bench.send([(T0 + 2 * MINUTE + 9000, 2.0, 2.0)], alive=T0 + 4 * MINUTE)
+    async with bench.running():
+        made = await bench.until(lambda frame: frame.height == 2)
+        assert made.select("ts", "complete").rows() == [(at(T0 + MINUTE), False), (at(T0 + 2 * MINUTE), True)]
+
+
 # ------------------------------------------------------------------------------------------------- trouble
 
 

@@ -56,14 +56,15 @@ class Book:
         now: int,
     ) -> None:
         """Go on from a checkpoint (None: from the first batch that the stream still holds)."""
+        # With the first message of all still there, nothing went before.
+        whole = span.first_seq <= 1
         if known is not None and known.through_seq > span.last_seq:
             log.warning("ticks_stream_is_another", checkpoint=known.through_seq, last_seq=span.last_seq)
-            known = None
-            span = StreamSpan(max(2, span.first_seq), span.last_seq)  # nobody knows what went before
+            known, whole = None, False
         self.hold_until = known.through_seq if known is not None else 0
         self.unreadable = 0
         self._losses: list[LossInterval] = []
-        self._lanes = {each.key: _lane(each, rules, known, span, now) for each in instruments}
+        self._lanes = {each.key: _lane(each, rules, known, span, whole, now) for each in instruments}
         self.next_seq = min(lane.bars.from_seq for lane in self._lanes.values())
 
     def take(self, messages: Iterable[TickMessage], now: int) -> None:
@@ -147,14 +148,12 @@ class Book:
             self._losses.append(LossInterval(symbol, from_ms(start), from_ms(end), "overflow"))
 
 
-def _lane(instrument: Instrument, rules: LiveRules, known: BookState | None, span: StreamSpan, now: int) -> _Lane:
+def _lane(
+    instrument: Instrument, rules: LiveRules, known: BookState | None, span: StreamSpan, whole: bool, now: int
+) -> _Lane:
     state = known.symbols.get(instrument.key) if known is not None else None
     if state is None:
-        # With the first message of all still there, nothing of the symbol went before.
-        whole = span.first_seq <= 1
-        return _Lane(
-            LiveBars(instrument, rules, first_state(max(1, span.first_seq), seen_from=0 if whole else None)), now
-        )
+        state = first_state(max(1, span.first_seq), seen_from=0 if whole else None)
     if state.from_seq >= span.first_seq:
         return _Lane(LiveBars(instrument, rules, state), now)
     # Made of what is left, the bars under way would be worse than those published: they are left to repair.
