@@ -70,7 +70,8 @@ def decode_ticks(payload: bytes) -> pl.DataFrame:
     """
     try:
         # by Arrow's own reader: that of polars ends in a panic on some damaged payloads
-        with pa.ipc.open_stream(payload) as reader:
+        # One small record batch: a thread pool costs more than it reads.
+        with pa.ipc.open_stream(payload, options=pa.ipc.IpcReadOptions(use_threads=False)) as reader:
             table = reader.read_all()
         table.validate(full=True)  # broken text would crash the process later
         if table.schema != tick_arrow_schema():
