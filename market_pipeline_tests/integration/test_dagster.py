@@ -21,6 +21,9 @@ from market_pipeline.stores.clickhouse import connect
 from market_pipeline_tests.browser.chromium import Chromium, find_chromium
 from market_pipeline_tests.integration.world import assert_bars_equal, fold_independently, truth
 
+# The first test pays for starting a whole stack and for a backfill.
+pytestmark = pytest.mark.timeout(900)
+
 ROOT = Path(__file__).parents[2]
 SYMBOLS = {"EURUSD": "C:EURUSD", "BTCUSD": "X:BTCUSD", "USDCHF": "C:USDCHF"}
 DAILY = ("bars_1m", *(f"bars_{code}" for code in DERIVED if code != "1w"))

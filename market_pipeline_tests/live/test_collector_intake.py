@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -136,6 +137,18 @@ actions = st.one_of(
 @given(st.integers(1, 12), st.lists(actions, max_size=60))
 @settings(max_examples=300)
 def test_what_is_proven_is_whole_and_what_is_missing_is_told(limit: int, steps: list[tuple[Any, ...]]) -> None:
+    _live_through(limit, steps)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="known: of two unreadable frames within a second the second's loss begins too early"
+)
+def test_two_unreadable_frames_at_once_do_not_take_back_a_proof() -> None:
+    steps = [("bad_frame", "A"), ("pong",), ("publish", "A"), ("bad_frame", "A"), ("disconnect", "silence")]
+    _live_through(1, steps)
+
+
+def _live_through(limit: int, steps: list[tuple[Any, ...]]) -> None:
     model = Model(limit)
     for name, *arguments in [("connect",), *(("acknowledge", name) for name in SYMBOLS), *steps]:
         if name == "wait":
