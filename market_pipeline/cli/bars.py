@@ -21,15 +21,6 @@ Home = Annotated[Path | None, typer.Option(help="The stack's folder.", envvar="M
 _TERMINAL_ROWS = 20
 _SHOWN = ("ts", "open", "high", "low", "close", "volume", "trades", "complete")
 _FACTS = ("origin", "open", "high", "low", "close", "volume", "vwap", "trades", "complete", "revision")
-STAGE_COLUMNS = (
-    "fetched_at",
-    "received_at",
-    "decoded_at",
-    "encoded_at",
-    "published_at",
-    "bridge_received_at",
-    "inserted_at",
-)
 
 
 def register(app: typer.Typer) -> None:
@@ -133,7 +124,7 @@ def _bars_table(frame: pl.DataFrame, symbol: str, timeframe: str) -> Table:
         padding=(0, 1, 0, 0),
     )
     for name in _SHOWN:
-        table.add_column(name, justify="left" if name in ("ts", "source") else "right", no_wrap=True)
+        table.add_column(name, justify="left" if name == "ts" else "right", no_wrap=True)
     for row in frame.select(_SHOWN).iter_rows(named=True):
         table.add_row(*(f"{v:.6g}" if n == "volume" else _shown(v) for n, v in row.items()))
     return table
@@ -158,8 +149,11 @@ def _batch_table(line: IngestRow) -> Table:
         table.add_row(name, _shown(getattr(line, name)), "")
     for name in ("run_id", "correlation_id", "vendor_request_id"):
         table.add_row(name, _shown(getattr(line, name)), "")
+    from market_pipeline.stores.ingest_ledger import STAGES
+
     before: datetime | None = None
-    for name in STAGE_COLUMNS:
+    for stage in STAGES:
+        name = f"{stage}_at"
         at = getattr(line, name)
         if at is None:
             continue

@@ -82,14 +82,14 @@ def run_demo(home: Path, console: Console) -> None:
 
     store = BarFacts(connect(settings.clickhouse))
     with ControlRoom(settings.dagster.webserver_url) as room:
-        before = _rows(store)
+        before = store.raw_rows()
         runs = {room.launch("load_history", tags=part.tags): part for part in parts(datetime.now(UTC))}
         _follow(room, console, {run: f"load_history: {part.name}" for run, part in runs.items()})
         repair = room.launch("repair_gaps")
         _follow(room, console, {repair: "repair_gaps: ask once more for every minute that is missing"})
         checks = room.launch("check_bars")
         _follow(room, console, {checks: "check_bars: every check over all that was loaded"})
-        written = _rows(store) - before
+        written = store.raw_rows() - before
         verdicts = room.checks(ASSETS)
     _summary(console, store, settings, verdicts, written, time.monotonic() - began)
 
@@ -112,11 +112,6 @@ def _follow(room: ControlRoom, console: Console, runs: dict[str, str]) -> None:
     if failed:
         links = ", ".join(f"{room.url}/runs/{run}" for run in failed)
         raise LocalStackError(f"{len(failed)} run(s) did not succeed: look at {links}")
-
-
-def _rows(store: BarFacts) -> int:
-    """Return the raw rows in the store, so that a second demo can show that it wrote none."""
-    return store.raw_rows()
 
 
 def _summary(
