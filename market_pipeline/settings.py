@@ -152,6 +152,83 @@ class StreamSettings(_Section):
         return value.rstrip("/")
 
 
+class LiveSettings(_Section):
+    """How live ticks become bars, and how live time is joined to history.
+
+    symbols: of the instruments that are streamed, in any form; empty: all.
+    delay: a window closes when everything up to so long after its end has come.
+    lateness: so long after its end a window takes late ticks, each of which reissues its bars.
+    ahead: ticks whose time lies so far ahead of their arrival make no bar.
+    silent_s: without a batch of a symbol for so long, its bars under way come out unproven.
+    derive_wait: so long after its end a window of 5m and more is derived.
+    look_back: at the start so much time is derived, and searched for gaps, again.
+    repair_every_s: pause between two looks for minutes that live time lacks.
+    report_every_s: pause between two materializations of the running day.
+    ticks_kept_days: days of ticks in the tick store; None: all.
+    unhealthy_after_s: input that waits for so long without output makes a service unhealthy.
+    price_tolerance, volume_tolerance: relative differences from the vendor's minute that reconciliation lets pass.
+    """
+
+    symbols: tuple[str, ...] = ()
+    delay: timedelta = timedelta(0)
+    lateness: timedelta = timedelta(minutes=2)
+    ahead: timedelta = timedelta(minutes=1)
+    silent_s: float = Field(default=15.0, gt=0)
+    derive_wait: timedelta = timedelta(seconds=3)
+    look_back: timedelta = timedelta(days=2)
+    repair_every_s: float = Field(default=30.0, gt=0)
+    report_every_s: float = Field(default=900.0, ge=5)
+    ticks_kept_days: int | None = Field(default=30, ge=3)
+    unhealthy_after_s: float = Field(default=30.0, gt=0)
+    price_tolerance: float = Field(default=0.0, ge=0)
+    volume_tolerance: float = Field(default=0.0, ge=0)
+
+
+class BreakerSettings(_Section):
+    """When an edge (publish, insert, tick write, vendor) stops asking a server that is away.
+
+    failures: so many in a row open the breaker; so does a share of `failure_rate` among at least `min_calls` calls of
+    the last `window_s`. open_s: it stays open; then `trials` calls at once may try.
+    """
+
+    failures: int = Field(default=5, ge=1)
+    failure_rate: float = Field(default=0.5, gt=0, le=1)
+    min_calls: int = Field(default=20, ge=1)
+    window_s: float = Field(default=60.0, gt=0)
+    open_s: float = Field(default=60.0, gt=0)
+    trials: int = Field(default=1, ge=1)
+
+
+class SpoolSettings(_Section):
+    """Where batches wait on disk while NATS is unreachable.
+
+    folder: default `<home>/spool`. max_bytes: of all folders together. min_free_bytes: of the disk, left to others.
+    full: `stop` makes the producer wait with a clear error; `oldest` gives up the oldest batches of live ticks, counts
+    them and records their time as lost. wait_s: a historical run waits so long for its spool to drain, then fails.
+    """
+
+    folder: Path | None = None
+    max_bytes: int = Field(default=5 * 1024**3, ge=1024**2)
+    min_free_bytes: int = Field(default=512 * 1024**2, ge=0)
+    segment_bytes: int = Field(default=16 * 1024**2, ge=64 * 1024)
+    full: Literal["stop", "oldest"] = "stop"
+    wait_s: float = Field(default=120.0, gt=0)
+
+
+class ThrottleSettings(_Section):
+    """When historical loads are slowed down for the bridge's sake.
+
+    lag_s: age of the oldest unacknowledged message at which a limit is set; release_s: at which it is lifted.
+    batches_per_s: the limit. expiry_s: it lapses after so long without being renewed. every_s: between two looks.
+    """
+
+    lag_s: float = Field(default=30.0, gt=0)
+    release_s: float = Field(default=10.0, ge=0)
+    batches_per_s: float = Field(default=2.0, gt=0)
+    expiry_s: float = Field(default=15.0, gt=0)
+    every_s: float = Field(default=2.0, gt=0)
+
+
 class DagsterSettings(_Section):
     """Where Dagster keeps its runs and events, for messages only: Dagster itself reads dagster.yaml."""
 
@@ -177,6 +254,10 @@ class Settings(BaseSettings):
     vendor: VendorSettings = VendorSettings()
     history: HistorySettings = HistorySettings()
     stream: StreamSettings = StreamSettings()
+    live: LiveSettings = LiveSettings()
+    breaker: BreakerSettings = BreakerSettings()
+    spool: SpoolSettings = SpoolSettings()
+    throttle: ThrottleSettings = ThrottleSettings()
     dagster: DagsterSettings = DagsterSettings()
 
     @model_validator(mode="before")

@@ -23,7 +23,7 @@ log = structlog.get_logger(__name__)
 LOSS_BUCKET = "losses"
 KEEP_S = 30 * 86_400.0
 
-LossCause = Literal["disconnect", "overflow", "silence", "lease", "unreadable"]
+LossCause = Literal["disconnect", "overflow", "silence", "lease", "unreadable", "late", "expired"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,8 @@ class LossInterval:
     """Say that events of `symbol` (the key) with a vendor time in [start, end), UTC, may be lost.
 
     cause: `disconnect`; `overflow` (more came than could be published); `silence` (the feed stood still and was given
-    up); `lease` (no collector, or another one); `unreadable` (a frame that could not be read).
+    up); `lease` (no collector, or another one); `unreadable` (a frame or batch that could not be read); `late` (ticks
+    that came after their bar was final); `expired` (batches left the stream before they were taken).
     session_id: the session that ended at `start`, empty if none is known.
     """
 
