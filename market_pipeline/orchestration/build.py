@@ -9,8 +9,11 @@ import dagster as dg
 from market_pipeline.market.instruments import Instruments
 from market_pipeline.orchestration.assets.derived import build_derived
 from market_pipeline.orchestration.assets.minutes import build_minutes, vendor_minutes
+from market_pipeline.orchestration.assets.ticks import market_ticks, vendor_stream
 from market_pipeline.orchestration.checks.definitions import build_checks
 from market_pipeline.orchestration.jobs import check_bars, load_history, probe_services
+from market_pipeline.orchestration.live.job import build_live_job
+from market_pipeline.orchestration.live.sensor import keep_live_sensor
 from market_pipeline.orchestration.partitions import BarPartitions, bar_partitions
 from market_pipeline.orchestration.repair import build_repair_job
 from market_pipeline.orchestration.resources import default_resources
@@ -28,11 +31,23 @@ def build_definitions(instruments: Instruments) -> dg.Definitions:
 
 def _build(partitions: BarPartitions) -> dg.Definitions:
     return dg.Definitions(
-        assets=[vendor_minutes(), build_minutes(partitions), *build_derived(partitions)],
+        assets=[
+            vendor_minutes(),
+            vendor_stream(),
+            market_ticks(partitions),
+            build_minutes(partitions),
+            *build_derived(partitions),
+        ],
         asset_checks=build_checks(partitions),
-        jobs=[load_history(), build_repair_job(partitions), check_bars(), probe_services()],
+        jobs=[
+            load_history(),
+            build_repair_job(partitions),
+            build_live_job(partitions),
+            check_bars(),
+            probe_services(),
+        ],
         schedules=build_schedules(partitions),
-        sensors=[freshness_sensor(partitions)],
+        sensors=[freshness_sensor(partitions), keep_live_sensor()],
         resources=default_resources(),
         # steps wait on servers, not on a processor: a process for each would cost seconds and a hundred megabytes
         executor=dg.in_process_executor,

@@ -12,8 +12,8 @@ import structlog
 MOST_LINES = 300
 """An event costs tens of milliseconds: a chatty step must not slow itself down. Everything still goes to stdout."""
 
-_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
-_HIDDEN = frozenset({"event", "level", "timestamp", "run_id"})
+LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+HIDDEN = frozenset({"event", "level", "timestamp", "run_id"})
 
 
 @contextmanager
@@ -28,10 +28,10 @@ def service_log(log: Any) -> Iterator[None]:
 
     def copy(_: Any, method: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         nonlocal lines
-        level = _LEVELS.get(method, logging.ERROR)
+        level = LEVELS.get(method, logging.ERROR)
         if level >= logging.INFO and lines < MOST_LINES:
             lines += 1
-            values = " ".join(f"{name}={value}" for name, value in entry.items() if name not in _HIDDEN)
+            values = " ".join(f"{name}={value}" for name, value in entry.items() if name not in HIDDEN)
             log.log(level, f"{entry.get('event', '')} {values}".rstrip())
             if lines == MOST_LINES:
                 log.warning(f"{MOST_LINES} lines were copied from the services; the rest is in the step's stdout")

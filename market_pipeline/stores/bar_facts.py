@@ -42,6 +42,15 @@ class BarFacts:
         parameters = {"symbol": symbol, "timeframe": timeframe, "start": start, "end": end}
         return self.client.frame(load_sql("counts_by_day"), parameters)
 
+    def live_day(self, symbols: Sequence[str], start: datetime, end: datetime, due: datetime) -> pl.DataFrame:
+        """Return what [start, end) holds of some symbols, by symbol and timeframe, winning bars of 1m and more.
+
+        Columns: symbol, timeframe, rows, complete_rows, live_rows (made of live ticks alone), due_rows (opened before
+        `due`), live_ticks (quotes or trades in live minutes), last_ts, last_ingested_at.
+        """
+        parameters = {"symbols": list(symbols), "start": start, "end": end, "due": due}
+        return self.client.frame(load_sql("live_day"), parameters)
+
     def latest(self, symbols: Sequence[str], timeframe: str) -> pl.DataFrame:
         """Return the newest bar of each symbol: symbol, ts, complete_ts (null if none is complete), ingested_at.
 

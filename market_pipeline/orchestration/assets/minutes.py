@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
+from market_pipeline.orchestration.assets.ticks import TICKS
 from market_pipeline.orchestration.columns import bar_metadata
 from market_pipeline.orchestration.event_metadata import minutes_metadata
 from market_pipeline.orchestration.failures import readable_failures
@@ -31,6 +32,8 @@ bars to NATS JetStream, stores them in ClickHouse through the bridge and **reads
 - A minute without a trade or quote has no bar: nothing is filled in. What the calendar expects and the store lacks is
   in the gap ledger, and the check *gaps* reports it.
 - A run that fails names the ranges that are missing. *Re-execute* goes on from what has landed.
+- Live minutes, made of `market_ticks` by the run of *live_ingestion*, lie beside the vendor's in the same table; the
+  read view decides which of them wins.
 - A day that is still running says `partial: true`; the nightly schedule loads it again when it is over.
 """
 
@@ -50,7 +53,7 @@ def build_minutes(partitions: BarPartitions) -> dg.AssetsDefinition:
 
     @dg.asset(
         key=MINUTES,
-        deps=[VENDOR],
+        deps=[VENDOR, TICKS],
         partitions_def=partitions.daily,
         backfill_policy=dg.BackfillPolicy.single_run(),
         group_name="minutes",

@@ -1,0 +1,64 @@
+"""The live services by name, made from settings: what the live run and `market-pipeline run` start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from market_pipeline.errors import SettingsError
+from market_pipeline.instruments_file import load_instruments
+from market_pipeline.live.service import LiveService
+from market_pipeline.market.instruments import Instrument
+from market_pipeline.settings import Settings
+
+Maker = Callable[[Settings, Sequence[Instrument], str], LiveService]
+
+
+def live_instruments(settings: Settings) -> list[Instrument]:
+    """Return the instruments that are streamed: those of `live.symbols`, or all.
+
+    Raises:
+        UnknownSymbol: a symbol is not among the instruments.
+    """
+    instruments = load_instruments(settings)
+    if not settings.live.symbols:
+        return list(instruments)
+    return list(dict.fromkeys(instruments.get(symbol) for symbol in settings.live.symbols))
+
+
+def build_services(settings: Settings, names: Sequence[str] = (), *, run_id: str = "") -> list[LiveService]:
+    """Make the services of these names, all of them without a name; nothing is opened yet.
+
+    Raises:
+        SettingsError: a name is none of ours.
+        UnknownSymbol: `live.symbols` names no instrument.
+    """
+    makers = _makers()
+    wrong = [name for name in names if name not in makers]
+    if wrong:
+        raise SettingsError(f"there is no service {wrong[0]!r}: one of {', '.join(makers)}")
+    instruments = live_instruments(settings)
+    return [make(settings, instruments, run_id) for name, make in makers.items() if not names or name in names]
+
+
+def service_names() -> list[str]:
+    """Return the names in the order in which services are shown."""
+    return list(_makers())
+
+
+def _makers() -> dict[str, Maker]:
+    # imported here: a command line that lists names need not load every client
+    from market_pipeline.hub.throttle import ThrottleService
+    from market_pipeline.live.aggregator_service import AggregatorService
+    from market_pipeline.live.bridge_service import BridgeService
+    from market_pipeline.live.collector_service import CollectorService
+    from market_pipeline.live.repair import RepairService
+    from market_pipeline.live.tick_bridge import TickBridgeService
+
+    return {
+        "collector": lambda settings, instruments, run_id: CollectorService(settings, instruments, run_id=run_id),
+        "aggregator": lambda settings, instruments, run_id: AggregatorService(settings, instruments, run_id=run_id),
+        "ticks": lambda settings, _, run_id: TickBridgeService(settings, run_id=run_id),
+        "bridge": lambda settings, _, run_id: BridgeService(settings, run_id=run_id),
+        "repair": lambda settings, instruments, run_id: RepairService(settings, instruments, run_id=run_id),
+        "throttle": lambda settings, _, run_id: ThrottleService(settings, run_id=run_id),
+    }

@@ -1,0 +1,189 @@
+"""How the live run's work appears on the assets: today's partitions, at a sane cadence, with rates and latency."""
+# no `from __future__ import annotations`: Dagster reads the annotations of what it is given
+
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from market_pipeline.errors import StoreError
+from market_pipeline.live.service import ServiceHealth
+from market_pipeline.market.instruments import Instrument
+from market_pipeline.market.sessions import calendar
+from market_pipeline.market.timeframes import DERIVED
+from market_pipeline.orchestration.assets.derived import WEEKLY, bars_key
+from market_pipeline.orchestration.assets.minutes import MINUTES
+from market_pipeline.orchestration.assets.ticks import TICKS
+from market_pipeline.orchestration.checks.scope import midnight
+from market_pipeline.orchestration.event_metadata import PARTIAL, Metadata, frame_table
+from market_pipeline.orchestration.partitions import BarPartitions, materialization, partition_key, sunday_of
+from market_pipeline.settings import Settings
+
+SAY_EVERY_S = 60.0
+LOOK_EVERY_S = 10.0
+"""Until the first live minute is stored, so that a stranger need not wait a quarter of an hour to see it."""
+_SHOWN_FACTS = 40
+
+
+class LiveReporter:
+    """Tell Dagster what the services did. Everything here blocks, and nothing here may end the run."""
+
+    def __init__(
+        self,
+        context: dg.OpExecutionContext,
+        settings: Settings,
+        instruments: Sequence[Instrument],
+        partitions: BarPartitions,
+    ) -> None:
+        self.instruments = list(instruments)
+        self._context, self._settings, self._partitions = context, settings, partitions
+        self._health: list[ServiceHealth] = []
+        self._day = datetime.now(UTC).date()
+        self._reported_at: float | None = None
+        self._looked_at = self._said_at = 0.0
+        self._problems = ""
+
+    def look(self, health: Sequence[ServiceHealth]) -> None:
+        """Say how the services are, and report partitions when it is time."""
+        self._health = list(health)
+        now = time.monotonic()
+        try:
+            self._say(now)
+            today = datetime.now(UTC).date()
+            closed = self._settings.history.settle + self._settings.history.lateness
+            if today != self._day and datetime.now(UTC) > midnight(today) + closed:
+                self._report(self._day)
+                self._day, self._reported_at = today, now
+            elif self._is_time(now):
+                self._looked_at = now
+                if self._report(today):
+                    self._reported_at = now
+        except StoreError as error:  # shown by the services' own health as well
+            self._context.log.warning(f"today's partitions are not reported: {error}")
+        except Exception as error:  # Dagster's storage may be away: its errors are its own
+            self._context.log.warning(f"not reported: {type(error).__name__}: {error}")
+
+    def close(self) -> None:
+        """Report once more at the end."""
+        self._reported_at, self._looked_at = None, 0.0
+        self.look(self._health)
+
+    def _is_time(self, now: float) -> bool:
+        if self._reported_at is None:
+            return now - self._looked_at >= LOOK_EVERY_S
+        return now - self._reported_at >= self._settings.live.report_every_s
+
+    def _say(self, now: float) -> None:
+        problems = "; ".join(f"{each.name}: {text}" for each in self._health for text in each.problems)
+        if problems != self._problems and now - self._said_at > 5:
+            self._problems = problems
+            self._context.log.warning(problems) if problems else self._context.log.info("every service is healthy")
+        if now - self._said_at >= SAY_EVERY_S:
+            self._said_at = now
+            self._context.log.info(
+                "; ".join(f"{each.name} {each.state}: {_line(each.facts)}" for each in self._health if each.facts)
+                or "the services are starting"
+            )
+
+    def _report(self, day: date) -> bool:
+        """Materialize the day's partitions; False while no live minute is stored."""
+        from market_pipeline.stores.bar_facts import BarFacts
+        from market_pipeline.stores.clickhouse import connect
+        from market_pipeline.stores.ledgers import IngestLedger
+
+        now = datetime.now(UTC)
+        start, week = midnight(day), midnight(sunday_of(day))
+        due = min(now - self._settings.history.settle - self._settings.history.lateness, start + timedelta(days=1))
+        keys = [each.key for each in self.instruments]
+        client = connect(self._settings.clickhouse)
+        try:
+            facts = BarFacts(client)
+            daily = facts.live_day(keys, start, start + timedelta(days=1), due)
+            weekly = facts.live_day(keys, week, week + timedelta(days=7), due).filter(pl.col("timeframe") == WEEKLY)
+            latency = IngestLedger(client).live_latency(now - timedelta(minutes=15))
+        finally:
+            client.close()
+        counts = pl.concat([daily.filter(pl.col("timeframe") != WEEKLY), weekly])
+        if not counts.filter(pl.col("live_rows") > 0).height:
+            return False
+        partial = now < start + timedelta(days=1) + self._settings.history.settle
+        shared: Metadata = {PARTIAL: partial, "by": "live_ingestion"}
+        for partition in dict.fromkeys(each.partition for each in self.instruments):
+            members = [each for each in self.instruments if each.partition == partition]
+            self._materialize(day, partition, members, counts, due, shared, latency)
+        return True
+
+    def _materialize(
+        self,
+        day: date,
+        partition: str,
+        members: Sequence[Instrument],
+        counts: pl.DataFrame,
+        due: datetime,
+        shared: Metadata,
+        latency: Mapping[str, float],
+    ) -> None:
+        own = counts.filter(pl.col("symbol").is_in([each.key for each in members]))
+        minutes = own.filter(pl.col("timeframe") == "1m")
+        if not int(minutes["live_rows"].sum()):
+            return
+        start = midnight(day)
+        expected = sum(len(calendar(i.calendar).expected_minutes(start, max(start, due))) for i in members)
+        missing = max(0, expected - int(minutes["due_rows"].sum()))
+        key = partition_key(day, partition)
+        self._log(TICKS, key, {**shared, **self._tick_facts(minutes)})
+        self._log(
+            MINUTES,
+            key,
+            {
+                **_row_facts(minutes),
+                "expected minutes so far": expected,
+                "missing minutes": missing,
+                "coverage": 1.0 if expected == 0 else 1.0 - missing / expected,
+                **({"live latency (ms)": dg.MetadataValue.json(dict(latency))} if latency else {}),
+                **shared,
+            },
+        )
+        for code in DERIVED:
+            rows = own.filter(pl.col("timeframe") == code)
+            if rows.height:
+                at = partition_key(sunday_of(day), partition) if code == WEEKLY else key
+                self._log(bars_key(code), at, {**_row_facts(rows), **shared})
+
+    def _tick_facts(self, minutes: pl.DataFrame) -> Metadata:
+        services = pl.DataFrame(
+            [(each.name, each.state, "; ".join(each.problems), _line(each.facts)) for each in self._health],
+            schema=["service", "state", "problems", "facts"],
+            orient="row",
+        )
+        facts = {each.name: each.facts for each in self._health}.get("ticks", {})
+        numbers = {name: value for name, value in facts.items() if isinstance(value, int | float)}
+        return {
+            "ticks in the day's live minutes": int(minutes["live_ticks"].sum()),
+            **{f"tick store: {name}": value for name, value in list(numbers.items())[:_SHOWN_FACTS]},
+            "services": frame_table(services),
+        }
+
+    def _log(self, asset: dg.AssetKey, key: str, metadata: Mapping[str, Any]) -> None:
+        self._context.log_event(materialization(asset, key, metadata))
+
+
+def _row_facts(rows: pl.DataFrame) -> Metadata:
+    last = rows["last_ts"].max()
+    return {
+        "dagster/partition_row_count": int(rows["rows"].sum()),
+        "complete bars": int(rows["complete_rows"].sum()),
+        "live bars": int(rows["live_rows"].sum()),
+        "last bar (UTC)": f"{last:%Y-%m-%d %H:%M}" if isinstance(last, datetime) else "",
+    }
+
+
+def _line(facts: Mapping[str, object]) -> str:
+    return ", ".join(f"{name} {_text(value)}" for name, value in list(facts.items())[:_SHOWN_FACTS])
+
+
+def _text(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,95 @@
+"""The live sensor and a live run's tie to Dagster, against a real instance."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import dagster as dg
+import pytest
+from dagster._core.test_utils import create_run_for_test
+
+from market_pipeline.orchestration.live.job import LIVE_INGESTION, LIVE_TAGS
+from market_pipeline.orchestration.live.rules import BEAT_TAG, SensorState
+from market_pipeline.orchestration.live.watch import RunWatch
+
+STARTED, FAILURE = dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.FAILURE
+
+
+def looking() -> str:
+    now = time.time()
+    return SensorState(launches=1, looked=now - 5, looks_since=now - 600).text()
+
+
+def tick(defs: dg.Definitions, instance: dg.DagsterInstance, cursor: str | None = None) -> dg.SensorExecutionData:
+    repository = defs.get_repository_def()
+    with dg.build_sensor_context(instance=instance, repository_def=repository, cursor=cursor) as context:
+        return repository.get_sensor_def("keep_live").evaluate_tick(context)
+
+
+def live_run(instance: dg.DagsterInstance, beat_ago: float | None) -> dg.DagsterRun:
+    run = create_run_for_test(instance, job_name=LIVE_INGESTION, status=STARTED, tags=LIVE_TAGS)
+    if beat_ago is not None:
+        instance.add_run_tags(run.run_id, {BEAT_TAG: f"{time.time() - beat_ago:.0f}"})
+    return run
+
+
+def test_the_first_look_launches_a_run_of_its_own_key(defs: dg.Definitions, instance: dg.DagsterInstance) -> None:
+    first = tick(defs, instance)
+    second = tick(defs, instance, first.cursor)
+    keys = [(data.run_requests or [])[0].run_key for data in (first, second)]
+    assert len(set(keys)) == 2, "a fixed key never launches again"
+
+
+def test_a_run_that_beats_is_left_alone(defs: dg.Definitions, instance: dg.DagsterInstance) -> None:
+    live_run(instance, beat_ago=3)
+    data = tick(defs, instance, looking())
+    assert not data.run_requests
+    assert "is alive" in str(data.skip_message)
+
+
+def test_an_orphan_that_died_is_reported_and_replaced(defs: dg.Definitions, instance: dg.DagsterInstance) -> None:
+    run = live_run(instance, beat_ago=60)
+    assert len(tick(defs, instance, looking()).run_requests or []) == 1
+    found = instance.get_run_by_id(run.run_id)
+    assert found is not None
+    assert found.status == FAILURE
+
+
+def test_only_one_run_may_ingest_and_no_retry_starts_another(defs: dg.Definitions) -> None:
+    tags = defs.get_job_def(LIVE_INGESTION).tags
+    assert tags["market_pipeline/live"] == "true"
+    assert tags["dagster/max_retries"] == "0"
+
+
+class Broken:
+    """Stand in for a storage that is away."""
+
+    def get_run_by_id(self, _: str) -> Any:
+        raise OSError("connection refused")
+
+
+def test_a_run_beats_while_it_is_started_and_ends_when_it_is_not(instance: dg.DagsterInstance) -> None:
+    run = live_run(instance, beat_ago=None)
+    watch = RunWatch(instance, run.run_id, logging.getLogger("test"))
+    assert watch.beat()
+    found = instance.get_run_by_id(run.run_id)
+    assert found is not None
+    assert abs(float(found.tags[BEAT_TAG]) - time.time()) < 30
+    instance.report_run_failed(found)
+    assert not watch.beat()
+
+
+def test_a_storage_that_is_away_ends_nothing(instance: dg.DagsterInstance, caplog: pytest.LogCaptureFixture) -> None:
+    run = live_run(instance, beat_ago=None)
+    watch = RunWatch(instance, run.run_id, logging.getLogger("test"))
+    watch._instance = Broken()  # type: ignore[assignment]
+    with caplog.at_level(logging.WARNING):
+        assert watch.beat()
+        assert watch.beat()
+    assert watch.missed == 2
+    assert [record.getMessage() for record in caplog.records if "ingestion goes on" in record.getMessage()] != []
+    assert len(caplog.records) == 1
+    watch._instance = instance
+    assert watch.beat()
