@@ -63,6 +63,43 @@ query BackfillStatus($id: String!) {
   }
 }
 """
+_SENSOR = """
+query Sensor($selector: SensorSelector!) {
+  sensorOrError(sensorSelector: $selector) {
+    __typename
+    ... on Sensor { id sensorState { status } }
+    ... on PythonError { message }
+  }
+}
+"""
+_START_SENSOR = """
+mutation Start($selector: SensorSelector!) {
+  startSensor(sensorSelector: $selector) {
+    __typename
+    ... on PythonError { message }
+    ... on UnauthorizedError { message }
+  }
+}
+"""
+_STOP_SENSOR = """
+mutation Stop($id: String!) {
+  stopSensor(id: $id) { __typename ... on PythonError { message } ... on UnauthorizedError { message } }
+}
+"""
+_TERMINATE = """
+mutation Terminate($id: String!) {
+  terminateRun(runId: $id) { __typename ... on PythonError { message } ... on TerminateRunFailure { message } }
+}
+"""
+_RUNS_OF_JOB = """
+query RunsOfJob($job: String!, $limit: Int!) {
+  runsOrError(filter: {pipelineName: $job}, limit: $limit) {
+    __typename
+    ... on Runs { results { runId status startTime endTime } }
+    ... on PythonError { message }
+  }
+}
+"""
 _CHECKS = """
 query Checks($keys: [AssetKeyInput!]) {
   assetNodes(assetKeys: $keys) {
@@ -189,6 +226,33 @@ class ControlRoom:
             if time.monotonic() > until:
                 raise LocalStackError(f"backfill {backfill_id} is still {status} after {timeout:.0f} s")
             time.sleep(1)
+
+    def runs_of(self, job: str, limit: int = 10) -> list[dict[str, Any]]:
+        """Return the newest runs of a job: runId, status, startTime, endTime (epoch s or None)."""
+        return list(self.query(_RUNS_OF_JOB, job=job, limit=limit)["runsOrError"].get("results", []))
+
+    def terminate(self, run_id: str) -> None:
+        """Ask a run to end."""
+        self._expect(self.query(_TERMINATE, id=run_id)["terminateRun"], "TerminateRunSuccess", f"terminate {run_id}")
+
+    def start_sensor(self, name: str) -> None:
+        """Turn a sensor on; harmless when it is on."""
+        self._expect(self.query(_START_SENSOR, selector=self._sensor(name))["startSensor"], "Sensor", f"start {name}")
+
+    def stop_sensor(self, name: str) -> None:
+        """Turn a sensor off; harmless when it is off."""
+        found = self.query(_SENSOR, selector=self._sensor(name))["sensorOrError"]
+        self._expect(found, "Sensor", f"find {name}")
+        result = self.query(_STOP_SENSOR, id=found["id"])["stopSensor"]
+        self._expect(result, "StopSensorMutationResult", f"stop {name}")
+
+    def _sensor(self, name: str) -> dict[str, str]:
+        location, repository = self.location()
+        return {"repositoryLocationName": location, "repositoryName": repository, "sensorName": name}
+
+    def _expect(self, result: Mapping[str, Any], kind: str, what: str) -> None:
+        if result["__typename"] != kind:
+            raise LocalStackError(f"Dagster did not {what}: {result.get('message') or result['__typename']}")
 
     def checks(self, assets: Sequence[str]) -> list[CheckVerdict]:
         """Return the last verdict of every check of the assets."""

@@ -1,4 +1,4 @@
-"""The demo: from nothing to checked bars of every timeframe, and a summary of what came of it."""
+"""The demo: from nothing to checked bars of every timeframe, live ones too, and a summary of what came of it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from market_pipeline.errors import LocalStackError
 from market_pipeline.local.control_room import CheckVerdict, ControlRoom
 from market_pipeline.local.stack import Stack
 from market_pipeline.market.timeframes import DERIVED
-from market_pipeline.settings import Settings
 from market_pipeline.stores.bar_facts import BarFacts
 from market_pipeline.stores.clickhouse import connect
+from market_pipeline.stores.ledgers import IngestLedger
 
 DAYS = 35
+KEEP_LIVE, LIVE_INGESTION = "keep_live", "live_ingestion"
+MINUTES_TO_GO_LIVE = 5
 ASSETS = ("bars_1m", *(f"bars_{code}" for code in DERIVED))
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 MINUTES_TO_FINISH = 10
@@ -76,22 +78,65 @@ def run_demo(home: Path, console: Console) -> None:
             )
         )
     settings = stack.settings
-    if settings.vendor.base_url.startswith("https://"):
-        console.print("POLYGON_API_KEY is set: the demo asks the real vendor, at the rate of your plan.")
     console.print(f"stack ready after {time.monotonic() - began:.0f} s; Dagster: {settings.dagster.webserver_url}")
+    simulated = not settings.vendor.base_url.startswith("https://")
+    if not simulated:
+        console.print("POLYGON_API_KEY is set: the demo asks the real vendor, at the rate of your plan, and does not")
+        console.print("go live: if your plan includes streaming, turn on the sensor keep_live in the UI (Automation).")
 
-    store = BarFacts(connect(settings.clickhouse))
+    client = connect(settings.clickhouse)
+    store, ledger = BarFacts(client), IngestLedger(client)
+    went_live = datetime.now(UTC)
     with ControlRoom(settings.dagster.webserver_url) as room:
-        before = store.raw_rows()
+        if simulated:
+            room.start_sensor(KEEP_LIVE)
+            console.print("  live     the sensor keep_live is on: it launches live_ingestion and keeps it alive")
         runs = {room.launch("load_history", tags=part.tags): part for part in parts(datetime.now(UTC))}
         _follow(room, console, {run: f"load_history: {part.name}" for run, part in runs.items()})
         repair = room.launch("repair_gaps")
         _follow(room, console, {repair: "repair_gaps: ask once more for every minute that is missing"})
         checks = room.launch("check_bars")
         _follow(room, console, {checks: "check_bars: every check over all that was loaded"})
-        written = store.raw_rows() - before
+        written = sum(_rows_written(ledger, run) for run in (*runs, repair))
+        if simulated:
+            _wait_for_live(room, store, console, went_live)
         verdicts = room.checks(ASSETS)
-    _summary(console, store, settings, verdicts, written, time.monotonic() - began)
+    _summary(console, store, verdicts)
+    if simulated:
+        _live_summary(console, store, ledger, went_live)
+    console.print(f"new rows of history written: {written:,}   time: {time.monotonic() - began:.0f} s")
+    console.print(f"Dagster UI:  {settings.dagster.webserver_url}")
+    console.print("Next:        market-pipeline bars EUR/USD 1m --limit 5    market-pipeline services    make down")
+
+
+def _rows_written(ledger: IngestLedger, run_id: str) -> int:
+    """Return the rows by which a run changed the store."""
+    return int(
+        ledger.run_summary(run_id).select(pl.sum("new_rows", "restated_rows", "withdrawn_rows")).sum_horizontal()[0]
+    )
+
+
+def _wait_for_live(room: ControlRoom, store: BarFacts, console: Console, since: datetime) -> None:
+    """Wait until a minute made of live ticks alone, whole and proven, is stored.
+
+    Raises:
+        LocalStackError: none came in time; the message says where to look.
+    """
+    until = time.monotonic() + 60 * MINUTES_TO_GO_LIVE
+    with console.status("waiting for the first whole live minute ...") as status:
+        while True:
+            live = store.live_minutes(since)
+            if int(live["complete_rows"].sum()):
+                return
+            newest = (room.runs_of(LIVE_INGESTION, 1) or [{}])[0]
+            status.update(
+                f"waiting for the first whole live minute: run {str(newest.get('status', 'not launched')).lower()}, "
+                f"{int(live['rows'].sum())} begun ..."
+            )
+            if time.monotonic() > until:
+                where = f"{room.url}/runs/{newest['runId']}" if newest else f"{room.url}/automation"
+                raise LocalStackError(f"no live bar came within {MINUTES_TO_GO_LIVE} minutes: look at {where}")
+            time.sleep(1)
 
 
 def _follow(room: ControlRoom, console: Console, runs: dict[str, str]) -> None:
@@ -117,10 +162,7 @@ def _follow(room: ControlRoom, console: Console, runs: dict[str, str]) -> None:
 def _summary(
     console: Console,
     store: BarFacts,
-    settings: Settings,
     verdicts: Iterable[CheckVerdict],
-    written: int,
-    seconds: float,
 ) -> None:
     overview = store.overview()
     table = Table(title="Winning bars in ClickHouse")
@@ -146,9 +188,28 @@ def _summary(
     for each in verdicts:
         checks.add_row(each.asset, each.name, _verdict(each), each.description)
     console.print(checks)
-    console.print(f"new rows written: {written:,}   time: {seconds:.0f} s")
-    console.print(f"Dagster UI:  {settings.dagster.webserver_url}")
-    console.print("Next:        market-pipeline bars EUR/USD 1h --limit 5    market-pipeline status    make down")
+
+
+def _live_summary(console: Console, store: BarFacts, ledger: IngestLedger, since: datetime) -> None:
+    """Show what has come in live since the demo began, and how late it was."""
+    table = Table(title=f"Live since {since:%H:%M:%S} UTC")
+    for column in ("symbol", "ticks", "1s bars", "1m bars", "whole and proven", "last 1m bar"):
+        table.add_column(column, justify="left" if column == "symbol" else "right")
+    seconds = dict(store.live_seconds(since).select("symbol", "rows").iter_rows())
+    for row in store.live_minutes(since).iter_rows(named=True):
+        table.add_row(
+            row["symbol"],
+            f"{row['ticks']:,}",
+            f"{seconds.get(row['symbol'], 0):,}",
+            f"{row['rows']:,}",
+            f"{row['complete_rows']:,}",
+            f"{row['last_ts']:%H:%M}",
+        )
+    console.print(table)
+    latency = ledger.live_latency(since)
+    if latency:
+        shown = ", ".join(f"{name.replace('_', ' ')} {value:,.0f}" for name, value in latency.items())
+        console.print(f"live latency (ms): {shown}")
 
 
 def _verdict(each: CheckVerdict) -> str:
