@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TESTS ?= market_pipeline_tests
 
-.PHONY: help setup demo test bench lint format down screenshots clean
+.PHONY: help setup demo test bench bench-live lint format down screenshots clean
 
 help:            ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
 
 setup: $(STAMP)  ## make the virtual environment and install the locked packages
 
@@ -30,6 +30,11 @@ test: $(STAMP)   ## run the whole test suite
 
 bench: $(STAMP)  ## time the road of a bar against a bare script that does the same work
 	@$(BIN)/python -m market_pipeline_tests.benchmarks
+
+bench-live: $(STAMP)  ## time the live road: ticks a second, latency, memory, processor time, and a bare script's
+	@$(BIN)/python -m market_pipeline_tests.benchmarks.live --rate 20000 --seconds 120
+	@$(BIN)/python -m market_pipeline_tests.benchmarks.live --rate 20000 --seconds 30 --layout bare
+	@$(BIN)/python -m market_pipeline_tests.benchmarks.live --rate 5000 --seconds 60
 
 lint: $(STAMP)   ## formatting, lint rules, types, and the walls between the rooms
 	@$(BIN)/ruff format --check market_pipeline market_pipeline_tests docker
