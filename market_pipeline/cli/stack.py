@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from market_pipeline.errors import BusError
+
 if TYPE_CHECKING:
     from market_pipeline.local.stack import Progress, Stack
     from market_pipeline.local.state import StackState
@@ -111,6 +113,7 @@ def status(
         Console().print(f"no stack is running in {stack.home.root}: market-pipeline up", soft_wrap=True)
     else:
         _console().print(_table(state, details=True))
+        _print_services(stack, state)
     if state is None or state.phase != "running" or not state.healthy:
         raise typer.Exit(1)
 
@@ -130,6 +133,24 @@ def doctor(home: HomeOption = DEFAULT_HOME) -> None:
     console.print(table)
     if wrong:
         raise typer.Exit(1)
+
+
+def _print_services(stack: Stack, state: StackState) -> None:
+    """Show the live services, where NATS can be asked for them."""
+    from market_pipeline.cli.run import read_services, services_table
+
+    bus = state.component("nats")
+    if bus is None or bus.state != "ready":
+        return
+    try:
+        reports = read_services(stack.settings)
+    except BusError as error:
+        _console().print(f"live services cannot be asked for: {error}", style="yellow")
+        return
+    if reports:
+        _console().print(services_table(reports))
+    else:
+        _console().print("no live service runs (turn on the sensor keep_live in the UI, or market-pipeline run all)")
 
 
 def _console() -> Console:
