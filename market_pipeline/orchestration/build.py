@@ -12,6 +12,7 @@ from market_pipeline.orchestration.assets.minutes import build_minutes, vendor_m
 from market_pipeline.orchestration.checks.definitions import build_checks
 from market_pipeline.orchestration.jobs import check_bars, load_history, probe_services
 from market_pipeline.orchestration.partitions import BarPartitions, bar_partitions
+from market_pipeline.orchestration.reconcile import build_reconcile_job, reconcile_schedule
 from market_pipeline.orchestration.repair import build_repair_job
 from market_pipeline.orchestration.resources import default_resources
 from market_pipeline.orchestration.schedules import build_schedules
@@ -30,8 +31,14 @@ def _build(partitions: BarPartitions) -> dg.Definitions:
     return dg.Definitions(
         assets=[vendor_minutes(), build_minutes(partitions), *build_derived(partitions)],
         asset_checks=build_checks(partitions),
-        jobs=[load_history(), build_repair_job(partitions), check_bars(), probe_services()],
-        schedules=build_schedules(partitions),
+        jobs=[
+            load_history(),
+            build_repair_job(partitions),
+            build_reconcile_job(partitions),
+            check_bars(),
+            probe_services(),
+        ],
+        schedules=[*build_schedules(partitions), reconcile_schedule(partitions)],
         sensors=[freshness_sensor(partitions)],
         resources=default_resources(),
         # steps wait on servers, not on a processor: a process for each would cost seconds and a hundred megabytes
