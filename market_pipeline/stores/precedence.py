@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import structlog
 
+from market_pipeline.errors import StoreQueryError
 from market_pipeline.market.bars import MINUTE_SOURCES
 from market_pipeline.stores.clickhouse import Client
 from market_pipeline.stores.migrations import execute, render_statement
@@ -66,6 +67,12 @@ def follow(client: Client, precedence: Sequence[str]) -> bool:
         return False
     set_at = max(time.time_ns() // 1_000_000, before.set_at + 1)
     execute(client, view(precedence, set_at, cluster=before.cluster), what="the change of precedence")
+    after = in_force(client)
+    if after.set_at == set_at and not after.sources:  # else every program that starts would replace it again
+        raise StoreQueryError(
+            "the view bars_ranked does not show the ranks that it was given: this server writes views down in a form "
+            "that sql/precedence.sql does not know"
+        )
     # A person's decision, or two programs that disagree and replace each other's view: either way it must be seen.
     log.warning("precedence_changed", database=client.database, before=list(before.sources), now=list(precedence))
     return True

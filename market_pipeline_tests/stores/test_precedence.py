@@ -71,6 +71,14 @@ def test_the_replaced_view_is_the_migration_s_own_but_for_the_ranks(fresh: Clien
     assert text_of_view(fresh) == created
 
 
+def test_a_view_that_somebody_changed_by_hand_is_put_right(fresh: Client) -> None:
+    created = text_of_view(fresh)
+    fresh.command("CREATE OR REPLACE VIEW bars_ranked AS SELECT *, toInt8(0) AS rank FROM bars FINAL")
+    assert in_force(fresh).sources == ()
+    assert follow(fresh, PRECEDENCE)
+    assert text_of_view(fresh) == created
+
+
 def test_an_incomplete_bar_never_wins_whatever_its_rank(fresh: Client) -> None:
     store = fill(fresh)
     bars = minute_bars(source=VENDOR_FIRST[0], complete=False, revision=8)
@@ -119,6 +127,7 @@ def test_programs_that_start_at_once_agree_and_readers_never_miss_the_view(fresh
         finally:
             over.set()
         reader.result()
+    assert seen
     assert {source for one in seen for source in one} <= {PRECEDENCE[0], VENDOR_FIRST[0]}
     assert all(len(one) == 1 for one in seen)
 

@@ -43,8 +43,8 @@ def judge_live(counts: Mapping[str, Counts], table: pl.DataFrame, values: int, w
         return Verdict("warn", sentence, numbers, table, "values that differ", values)
     if total.compared == 0:
         sentence = (
-            f"of {total.live + total.unsettled:,} live minutes none could be compared: launch reconcile_live, which asks "
-            "for the vendor's"
+            f"of {total.live + total.unsettled:,} live minutes none could be compared: launch reconcile_live, which "
+            "asks for the vendor's"
         )
         return Verdict("pass", sentence, numbers)
     return Verdict(
