@@ -23,6 +23,8 @@ ENV_PREFIX = "MARKET_PIPELINE_"
 SETTINGS_FILE = "settings.json"
 POLYGON_KEY = "POLYGON_API_KEY"
 VENDOR_HOSTS = ("api.polygon.io", "api.massive.com")
+# market.bars.MINUTE_SOURCES, highest first: not imported, since who only reads settings should not wait for polars
+PRECEDENCE = ("live_aggregated", "live_gap_filled", "historical_aggregated", "vendor_historical")
 
 
 class _Section(BaseModel):
@@ -102,7 +104,12 @@ class VendorSettings(_Section):
 
 
 class HistorySettings(_Section):
-    """How history is loaded, settled and repaired."""
+    """How history is loaded, settled and repaired, and which source of a minute wins.
+
+    precedence: the four sources of minutes, highest first: of complete bars of one minute the first of them wins. The
+    views of the store follow it at once, without a row being written; bars of 5m and more follow when they are
+    materialized again. Every process of a stack must have the same: the last one to start decides.
+    """
 
     settle: timedelta = timedelta(minutes=5)
     lateness: timedelta = timedelta(minutes=10)
@@ -110,6 +117,20 @@ class HistorySettings(_Section):
     symbols_at_once: int = Field(default=2, ge=1, le=64)
     drain_timeout_s: float = Field(default=120.0, gt=0)
     gap_attempts: int = Field(default=2, ge=1)
+    precedence: tuple[str, ...] = PRECEDENCE
+
+    @field_validator("precedence")
+    @classmethod
+    def _precedence(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if sorted(value) != sorted(PRECEDENCE):
+            wrong = {
+                "missing": [name for name in PRECEDENCE if name not in value],
+                "unknown": sorted({name for name in value if name not in PRECEDENCE}),
+                "named twice": [name for name in PRECEDENCE if value.count(name) > 1],
+            }
+            said = "; ".join(f"{what}: {', '.join(names)}" for what, names in wrong.items() if names)
+            raise ValueError(f"name each of {', '.join(PRECEDENCE)} once, the highest first ({said})")
+        return value
 
 
 class StreamSettings(_Section):

@@ -14,18 +14,10 @@ from market_pipeline.history.reports import DeriveReport, SeriesCounts
 from market_pipeline.history.runtime import Runtime
 from market_pipeline.history.wanted import Interval, minutes_of
 from market_pipeline.market.aggregation import derive
-from market_pipeline.market.bars import (
-    HISTORICAL_AGGREGATED,
-    LIVE_AGGREGATED,
-    LIVE_GAP_FILLED,
-    VENDOR_HISTORICAL,
-)
 from market_pipeline.market.instruments import Instrument
 from market_pipeline.market.sessions import calendar
 from market_pipeline.market.timeframes import ceil, floor, timeframe
 
-WEAKEST_FIRST = (VENDOR_HISTORICAL, HISTORICAL_AGGREGATED, LIVE_GAP_FILLED, LIVE_AGGREGATED)
-"""The order in which a derived bar names the weakest source among its minutes as its origin."""
 CHUNK = timedelta(weeks=52)
 """How much of a symbol is read and folded at once: bounds the memory, whatever the range."""
 
@@ -86,7 +78,7 @@ def _fold(
         calendar(instrument.calendar),
         rt.clock(),
         symbol=instrument.key,
-        weakest_first=WEAKEST_FIRST,
+        weakest_first=rt.settings.history.precedence[::-1],
     )
     return {
         code: frame.filter((pl.col("ts") >= floor(start, code)) & (pl.col("ts") < end))

@@ -7,6 +7,8 @@ from datetime import date
 
 import polars as pl
 
+from market_pipeline.market.reconciliation import DIFFERENCE_SCHEMA, Counts
+
 DAY_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "date": pl.Date,
     "rows": pl.UInt32,
@@ -123,3 +125,27 @@ class RepairReport:
     load: LoadReport = field(default_factory=LoadReport)
     derived: DeriveReport = field(default_factory=DeriveReport)
     seconds: float = 0.0
+
+
+@dataclass
+class ReconcileReport:
+    """Live minutes held against the vendor's: counts by symbol key, the largest differences, and who wins."""
+
+    counts: dict[str, Counts] = field(default_factory=dict)
+    differing: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=DIFFERENCE_SCHEMA))
+    """One row a value that differs beyond tolerance (DIFFERENCE_SCHEMA), the largest first; bounded."""
+    values: int = 0
+    """Values that differ beyond tolerance, those left out of the table included."""
+    winner: str = ""
+    """The source that wins where both have a complete minute."""
+    load: LoadReport = field(default_factory=LoadReport)
+    derived: DeriveReport = field(default_factory=DeriveReport)
+    seconds: float = 0.0
+
+    @property
+    def total(self) -> Counts:
+        """Return the counts of all symbols together."""
+        total = Counts()
+        for counts in self.counts.values():
+            total.add(counts)
+        return total

@@ -19,12 +19,12 @@ from market_pipeline.instruments_file import load_instruments
 from market_pipeline.live.bridge import BridgeWorker
 from market_pipeline.market.instruments import Instruments
 from market_pipeline.settings import Settings
+from market_pipeline.stores import prepare
 from market_pipeline.stores.bar_facts import BarFacts
 from market_pipeline.stores.bars import BarStore
 from market_pipeline.stores.clickhouse import connect as connect_store
 from market_pipeline.stores.clickhouse import probe as probe_store
 from market_pipeline.stores.ledgers import GapLedger, IngestLedger, VendorRequestLedger, VendorRequestRow
-from market_pipeline.stores.migrations import apply
 from market_pipeline.vendors.polygon import PolygonClient
 
 log = structlog.get_logger(__name__)
@@ -76,7 +76,7 @@ async def open_runtime(
         client = await asyncio.to_thread(connect_store, settings.clickhouse)
         stack.callback(client.close)
         probes["clickhouse"] = await _timed(asyncio.to_thread(probe_store, client))
-        await asyncio.to_thread(apply, client)
+        await asyncio.to_thread(prepare, client, settings)
 
         bus = await stack.enter_async_context(open_bus(settings.nats, f"history {run_id}"))
         probes["nats"] = await _timed(bus.probe())

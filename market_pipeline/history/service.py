@@ -10,8 +10,9 @@ from market_pipeline.errors import HistoryError, RangeNotLoaded
 from market_pipeline.history.derive import derive_symbol
 from market_pipeline.history.load import load_symbol
 from market_pipeline.history.progress import Meter, Progress
+from market_pipeline.history.reconcile import fetch_symbol, judge, live_spans, settled_until
 from market_pipeline.history.repair import repair_symbol
-from market_pipeline.history.reports import DeriveReport, LoadReport, RepairReport, SymbolLoad
+from market_pipeline.history.reports import DeriveReport, LoadReport, ReconcileReport, RepairReport, SymbolLoad
 from market_pipeline.history.runtime import Clock, open_runtime, utc_now
 from market_pipeline.history.wanted import Wanted, minutes_of, resolve
 from market_pipeline.market.timeframes import DERIVED, timeframe
@@ -128,6 +129,49 @@ def repair_gaps(
                 settings.history.symbols_at_once,
             )
             report.table = await asyncio.to_thread(rt.gaps.table, [i.key for i in chosen])
+            report.load.retries = dict(rt.vendor.stats.retries)
+            report.seconds = time.monotonic() - started
+        return report
+
+    return asyncio.run(run())
+
+
+def reconcile_live(
+    settings: Settings,
+    wanted: Wanted,
+    *,
+    run_id: str,
+    root_run_id: str,
+    progress: Report | None = None,
+    clock: Clock = utc_now,
+) -> ReconcileReport:
+    """Load the vendor's minutes of live time beside the live ones, and compare the two.
+
+    Of the days, only what lies between a symbol's first and last live minute and is settled; a symbol without a live
+    minute is not asked for, and has no counts.
+
+    Raises:
+        UnknownSymbol, BadRange: the request cannot be.
+        RangeNotLoaded: with every range of the vendor's that is missing; nothing was compared.
+    """
+
+    async def run() -> ReconcileReport:
+        report = ReconcileReport()
+        started = time.monotonic()
+        async with open_runtime(settings, run_id=run_id, root_run_id=root_run_id, clock=clock) as rt:
+            assert rt.vendor is not None
+            todo = resolve(wanted, rt.instruments, clock())
+            scope = {key: spans for key, (_, spans) in todo.items()}
+            live = await asyncio.to_thread(live_spans, rt.bars, scope, settled_until(settings, clock()))
+            meter = Meter("reconciling", sum(minutes_of(spans) for spans in live.values()), progress)
+            await _each(
+                [
+                    lambda i=todo[key][0], s=spans: fetch_symbol(rt, i, s, report, meter)  # type: ignore[misc]
+                    for key, spans in live.items()
+                ],
+                settings.history.symbols_at_once,
+            )
+            await judge(rt, live, report)
             report.load.retries = dict(rt.vendor.stats.retries)
             report.seconds = time.monotonic() - started
         return report

@@ -15,6 +15,7 @@ from market_pipeline.orchestration.jobs import check_bars, load_history, probe_s
 from market_pipeline.orchestration.live.job import build_live_job
 from market_pipeline.orchestration.live.sensor import keep_live_sensor
 from market_pipeline.orchestration.partitions import BarPartitions, bar_partitions
+from market_pipeline.orchestration.reconcile import build_reconcile_job, reconcile_schedule
 from market_pipeline.orchestration.repair import build_repair_job
 from market_pipeline.orchestration.resources import default_resources
 from market_pipeline.orchestration.schedules import build_schedules
@@ -43,10 +44,11 @@ def _build(partitions: BarPartitions) -> dg.Definitions:
             load_history(),
             build_repair_job(partitions),
             build_live_job(partitions),
+            build_reconcile_job(partitions),
             check_bars(),
             probe_services(),
         ],
-        schedules=build_schedules(partitions),
+        schedules=[*build_schedules(partitions), reconcile_schedule(partitions)],
         sensors=[freshness_sensor(partitions), keep_live_sensor()],
         resources=default_resources(),
         # steps wait on servers, not on a processor: a process for each would cost seconds and a hundred megabytes

@@ -14,8 +14,9 @@ from market_pipeline.stores import migrations
 from market_pipeline.stores.bars import BarStore
 from market_pipeline.stores.clickhouse import Client, connect
 from market_pipeline.stores.ledgers import GapLedger, IngestLedger, VendorRequestLedger
+from market_pipeline.stores.precedence import follow
 
-__all__ = ["Stores", "open_stores"]
+__all__ = ["Stores", "open_stores", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -34,17 +35,27 @@ class Stores:
         return cls(client, BarStore(client), IngestLedger(client), VendorRequestLedger(client), GapLedger(client))
 
 
+def prepare(client: Client, settings: Settings) -> None:
+    """Bring the schema up to date and let its views follow the settings' precedence. Cheap when both are so already.
+
+    Raises:
+        StoreUnreachable, StoreQueryError: as `migrations.apply` and `precedence.follow`.
+    """
+    migrations.apply(client)
+    follow(client, settings.history.precedence)
+
+
 @contextmanager
 def open_stores(settings: Settings, *, migrate: bool = True) -> Iterator[Stores]:
     """Connect, bring the schema up to date, and close the connections at the end.
 
     Raises:
-        StoreUnreachable, StoreAuthError, StoreQueryError: as `connect` and `migrations.apply`.
+        StoreUnreachable, StoreAuthError, StoreQueryError: as `connect` and `prepare`.
     """
     client = connect(settings.clickhouse)
     try:
         if migrate:
-            migrations.apply(client)
+            prepare(client, settings)
         yield Stores.over(client)
     finally:
         client.close()

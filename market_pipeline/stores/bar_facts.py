@@ -72,6 +72,22 @@ class BarFacts:
         rows = self.client.rows(load_sql("span"), {"symbol": symbol, "timeframe": timeframe})
         return (rows[0][0], rows[0][1], rows[0][2]) if rows else None
 
+    def source_spans(
+        self, symbols: Sequence[str], timeframe: str, source: str, start: datetime, end: datetime
+    ) -> pl.DataFrame:
+        """Return from when to when one source wrote bars of [start, end): symbol, first_ts, last_ts (both inclusive).
+
+        Symbols of which it wrote none are absent; sorted by symbol.
+        """
+        parameters = {
+            "symbols": list(symbols),
+            "timeframe": timeframe,
+            "source": source,
+            "start": start,
+            "end": end,
+        }
+        return self.client.frame(load_sql("source_spans"), parameters)
+
     def implausible(
         self, symbols: Sequence[str], timeframes: Sequence[str], start: datetime, end: datetime, *, limit: int = 1000
     ) -> pl.DataFrame:

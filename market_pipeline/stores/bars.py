@@ -125,7 +125,8 @@ class BarStore(BarFacts):
     def window_revisions(self, symbol: str, start: datetime, end: datetime) -> pl.DataFrame:
         """Return, for each 5m window of [start, end), the largest revision among all stored 1m rows.
 
-        Losing sources and tombstones count. Columns: ts (open of the window), revision (UInt64); sorted by ts.
+        Losing sources and tombstones count, and so does the time at which the precedence was last changed (ms).
+        Columns: ts (open of the window), revision (UInt64); sorted by ts.
         """
         parameters = {"symbol": symbol, "start": start, "end": end}
         return self.client.frame(load_sql("window_revisions"), parameters).rename({"window": "ts"})

@@ -87,7 +87,7 @@ def apply(client: Client, *, cluster: str | None = None) -> list[str]:
         if migration.version in applied:
             continue
         for statement in migration.statements:
-            _execute(client, migration, statement)
+            execute(client, statement, what=f"the migration {migration.version:03d}_{migration.name}")
         _record(client, migration)
         done.append(migration.name)
         log.info("migration_applied", version=migration.version, name=migration.name, database=client.database)
@@ -121,7 +121,12 @@ def _check_unchanged(migrations: list[Migration], applied: dict[int, tuple[str, 
             )
 
 
-def _execute(client: Client, migration: Migration, statement: str) -> None:
+def execute(client: Client, statement: str, *, what: str) -> None:
+    """Execute a statement of DDL that another process may be executing too; `what` begins the error's sentence.
+
+    Raises:
+        StoreQueryError: the server refuses it, for longer than a race lasts.
+    """
     until = time.monotonic() + _RACE_PATIENCE_S
     while True:
         try:
@@ -129,9 +134,7 @@ def _execute(client: Client, migration: Migration, statement: str) -> None:
             return
         except StoreQueryError as error:
             if error.code not in _RACE_CODES or time.monotonic() > until:
-                raise StoreQueryError(
-                    f"the migration {migration.version:03d}_{migration.name} failed: {error}", code=error.code
-                ) from error
+                raise StoreQueryError(f"{what} failed: {error}", code=error.code) from error
             time.sleep(0.1)
 
 
@@ -148,11 +151,12 @@ def _record(client: Client, migration: Migration) -> None:
 def _statements(text: str, cluster: str | None) -> list[str]:
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("--")]
     parts = re.split(r";[ \t]*(?:\n|$)", "\n".join(lines))
-    rendered = [_render(part.strip(), cluster) for part in parts]
+    rendered = [render_statement(part.strip(), cluster) for part in parts]
     return [statement for statement in rendered if statement]
 
 
-def _render(statement: str, cluster: str | None) -> str:
+def render_statement(statement: str, cluster: str | None) -> str:
+    """Return a statement with its marks filled in, for a single server or for the named cluster; "" for none."""
     on = f" ON CLUSTER '{cluster}'" if cluster else ""
     local = "_local" if cluster else ""
     distributed = re.fullmatch(r"@distributed\((\w+), (.+)\)", statement)

@@ -17,6 +17,8 @@ import pytest
 from market_pipeline.local.control_room import CheckVerdict, ControlRoom
 from market_pipeline.local.stack import Stack
 from market_pipeline.market.timeframes import DERIVED
+from market_pipeline.payload import BATCH_SCHEMA
+from market_pipeline.stores.bars import BarStore
 from market_pipeline.stores.clickhouse import connect
 from market_pipeline_tests.browser.chromium import Chromium, find_chromium
 from market_pipeline_tests.integration.world import assert_bars_equal, fold_independently, truth
@@ -173,6 +175,34 @@ def test_a_range_launched_from_a_terminal_says_what_it_did(backfilled: Platform)
     assert sorted(minutes) == ["2024-03-11|EURUSD", "2024-03-12|EURUSD"]
     rows = sum(entries["dagster/partition_row_count"] for entries in minutes.values())
     assert rows == truth("C:EURUSD", [(date(2024, 3, 11), date(2024, 3, 13))]).height
+
+
+def test_live_minutes_are_reconciled_from_a_terminal(platform: Platform) -> None:
+    day = date(2024, 4, 3)
+    wrong = datetime(2024, 4, 3, 10, 5, tzinfo=UTC)
+    minutes = truth("C:USDCHF", [(day, day + timedelta(days=1))]).filter(
+        pl.col("ts").is_between(wrong - timedelta(minutes=5), wrong + timedelta(minutes=5))
+    )
+    live = minutes.with_columns(
+        low=pl.when(pl.col("ts") == wrong).then(pl.col("low") * 0.99).otherwise("low"),
+        symbol=pl.lit("USDCHF"), timeframe=pl.lit("1m"), source=pl.lit("live_aggregated"), origin=pl.lit(""),
+        complete=pl.lit(True), revision=pl.lit(1), is_deleted=pl.lit(0), batch_id=pl.lit(1),
+    )  # fmt: skip
+    client = connect(platform.stack.settings.clickhouse)
+    BarStore(client).insert_frame(live.select(pl.col(name).cast(dtype) for name, dtype in BATCH_SCHEMA.items()))
+    client.close()
+    tags = (
+        '{"dagster/asset_partition_range_start": "2024-04-03|USDCHF", '
+        '"dagster/asset_partition_range_end": "2024-04-03|USDCHF"}'
+    )
+    launched = platform.dagster("job", "launch", "-w", "workspace.yaml", "-j", "reconcile_live", "--tags", tags)
+    assert launched.returncode == 0, launched.stderr
+    run = platform.newest_run("reconcile_live")
+    assert platform.room.wait([run], timeout=120) == {run: "SUCCESS"}
+    verdict = platform.check("live_agreement")
+    assert (verdict.status, verdict.severity) == ("FAILED", "WARN"), verdict
+    assert "1 of 11 live minutes differ" in verdict.description
+    assert "USDCHF at 2024-04-03 10:05 UTC: low" in verdict.description
 
 
 @pytest.mark.browser

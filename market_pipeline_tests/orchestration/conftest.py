@@ -24,6 +24,7 @@ from market_pipeline.history.reports import (
     DAY_SCHEMA,
     DeriveReport,
     LoadReport,
+    ReconcileReport,
     RepairReport,
     SeriesCounts,
     SymbolLoad,
@@ -57,6 +58,8 @@ class Calls:
     loads: list[dict[str, Any]] = field(default_factory=list)
     derivations: list[dict[str, Any]] = field(default_factory=list)
     repairs: list[dict[str, Any]] = field(default_factory=list)
+    reconciliations: list[dict[str, Any]] = field(default_factory=list)
+    reconciled: ReconcileReport = field(default_factory=lambda: ReconcileReport(winner="live_aggregated"))
     error: Exception | None = None
     partial_from: date = date(2100, 1, 1)
 
@@ -144,7 +147,16 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
             derived=derive_report(wanted, ["5m", "15m", "30m", "1h", "4h", "1d", "1w"]),
         )
 
-    stand_in = SimpleNamespace(load_minutes=load_minutes, derive_bars=derive_bars, repair_gaps=repair_gaps)
+    def reconcile_live(
+        settings: Any, wanted: Any, *, run_id: str, root_run_id: str, progress: Any = None
+    ) -> ReconcileReport:
+        calls.reconciliations.append({"wanted": wanted, "run_id": run_id, "root_run_id": root_run_id})
+        note(progress)
+        return calls.reconciled
+
+    stand_in = SimpleNamespace(
+        load_minutes=load_minutes, derive_bars=derive_bars, repair_gaps=repair_gaps, reconcile_live=reconcile_live
+    )
     monkeypatch.setattr(market_pipeline, "history", stand_in, raising=False)
     return calls
 
@@ -167,6 +179,20 @@ class StoredBars:
     def latest(self, symbols: Any, timeframe: str) -> pl.DataFrame:
         rows = [(s, f["ts"].max()) for (s, t), f in self.frames.items() if t == timeframe and s in symbols and f.height]
         return pl.DataFrame(rows, schema={"symbol": pl.String, "ts": pl.Datetime("ms", "UTC")}, orient="row")
+
+    def source_spans(self, symbols: Any, timeframe: str, source: str, start: datetime, end: datetime) -> pl.DataFrame:
+        written = {
+            s: self.stored_rows(s, timeframe, source, start, end - timedelta(milliseconds=1))["ts"] for s in symbols
+        }
+        rows = [(s, found.min(), found.max()) for s, found in written.items() if len(found)]
+        ts = pl.Datetime("ms", "UTC")
+        return pl.DataFrame(rows, schema={"symbol": pl.String, "first_ts": ts, "last_ts": ts}, orient="row")
+
+    def stored_rows(self, symbol: str, timeframe: str, source: str, first: datetime, last: datetime) -> pl.DataFrame:
+        frame = self.frames.get((symbol, timeframe), pl.DataFrame(schema=BAR_SCHEMA))
+        if "source" not in frame.columns:
+            return pl.DataFrame(schema=BAR_SCHEMA)
+        return frame.filter((pl.col("source") == source) & pl.col("ts").is_between(first, last))
 
     def implausible(
         self, symbols: Any, timeframes: Any, start: datetime, end: datetime, *, limit: int = 1000

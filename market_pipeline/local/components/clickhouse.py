@@ -65,12 +65,12 @@ class ClickHouse(Component):
 
     def _apply_schema(self) -> None:
         # imported here: the supervisor starts the other components before it needs polars
+        from market_pipeline.stores import prepare
         from market_pipeline.stores.clickhouse import connect
-        from market_pipeline.stores.migrations import apply
 
         store = connect(self.context.settings.clickhouse)
         try:
-            apply(store)
+            prepare(store, self.context.settings)
         finally:
             store.close()
 

@@ -13,10 +13,11 @@ from market_pipeline.orchestration.checks.evaluate import (
     evaluate_agreement,
     evaluate_freshness,
     evaluate_gaps,
+    evaluate_live,
     evaluate_sanity,
 )
 from market_pipeline.orchestration.checks.freshness_rules import judge_partial
-from market_pipeline.orchestration.checks.scope import run_days, sample_days
+from market_pipeline.orchestration.checks.scope import last_days, run_days, sample_days
 from market_pipeline.orchestration.checks.verdict import Verdict, report
 from market_pipeline.orchestration.failures import readable_failures
 from market_pipeline.orchestration.loaded import last_loaded_days, partial_partitions
@@ -27,11 +28,12 @@ from market_pipeline.orchestration.wanted import Wanted
 if TYPE_CHECKING:
     from market_pipeline.stores import Stores
 
-GAPS, SANITY, FRESHNESS, PARTIAL_CLOSED, AGREEMENT = (
+GAPS, SANITY, FRESHNESS, PARTIAL_CLOSED, LIVE_AGREEMENT, AGREEMENT = (
     "gaps",
     "ohlc_sanity",
     "freshness",
     "partial_closed",
+    "live_agreement",
     "agrees_with_parent",
 )
 _MINUTE_CHECKS = {
@@ -49,6 +51,12 @@ _MINUTE_CHECKS = {
         "day was ever loaded is listed, and is not stale. A sensor evaluates this every five minutes."
     ),
     PARTIAL_CLOSED: "No day that is over was last loaded while it was still running (`partial: true`).",
+    LIVE_AGREEMENT: (
+        "Live against vendor: the minutes made from live ticks equal the vendor's settled ones, within "
+        "`live.price_tolerance` and `live.volume_tolerance`. Yellow: some differ; the table has the largest. "
+        "Looks at the days of its run, else at yesterday and today. Which of the two wins is the setting "
+        "`history.precedence`; the job reconcile_live asks for the vendor's minutes first."
+    ),
 }
 _NEWEST, _SPREAD, _RECENT, _MOST_SYMBOLS = 7, 14, 7, 50
 
@@ -77,12 +85,16 @@ def _minute_checks(partitions: BarPartitions) -> dg.AssetChecksDefinition:
         instruments, now = partitions.instruments, datetime.now(UTC)
         with readable_failures(), stores.open() as opened:
             days = run_days(context.run, partitions)
-            settings = platform_settings(stores).history
+            platform = platform_settings(stores)
+            settings = platform.history
             judges: dict[str, Callable[[], Verdict]] = {
                 SANITY: lambda: evaluate_sanity(opened, instruments, settings, now, days),
                 GAPS: lambda: evaluate_gaps(opened, instruments, settings, now, days),
                 FRESHNESS: lambda: freshness_verdict(context.instance, opened, partitions, now),
                 PARTIAL_CLOSED: lambda: partial_verdict(context.instance, partitions, now),
+                LIVE_AGREEMENT: lambda: evaluate_live(
+                    opened, instruments, platform, now, last_days(instruments, now.date()) if days is None else days
+                ),
             }
             for name, judge in judges.items():
                 if name in chosen:

@@ -16,11 +16,12 @@ from market_pipeline.market.timeframes import TIMEFRAMES, ceil, floor
 from market_pipeline.orchestration.checks.agreement_rules import differences, judge_agreement
 from market_pipeline.orchestration.checks.freshness_rules import judge_freshness
 from market_pipeline.orchestration.checks.gap_rules import GAP_SCHEMA, judge_gaps, unexplained_runs
+from market_pipeline.orchestration.checks.live_rules import judge_live
 from market_pipeline.orchestration.checks.sanity_rules import judge_sanity
 from market_pipeline.orchestration.checks.scope import Scope, chunks, clipped, midnight, to_scope
 from market_pipeline.orchestration.checks.verdict import Verdict
 from market_pipeline.orchestration.wanted import Wanted
-from market_pipeline.settings import HistorySettings
+from market_pipeline.settings import HistorySettings, Settings
 
 if TYPE_CHECKING:
     from market_pipeline.stores import Stores
@@ -104,6 +105,17 @@ def evaluate_agreement(
                 found.append(differences(read(symbol, parent, start, end), child, code, closed_at))
         verdicts[code] = judge_agreement(code, found, windows, "a sample of the days" if sampled else "every day")
     return verdicts
+
+
+def evaluate_live(stores: Stores, instruments: Instruments, settings: Settings, now: datetime, days: Wanted) -> Verdict:
+    """Compare the stored live minutes of some days with the vendor's, as far as they are settled."""
+    # the history room's clients take a second to import: a run waits for them, the UI must not
+    from market_pipeline.history.reconcile import compare_stored, live_spans, settled_until, winner
+
+    scope = {instruments.get(symbol).key: intervals for symbol, intervals in to_scope(days).items()}
+    spans = live_spans(stores.bars, scope, settled_until(settings, now))
+    found = compare_stored(stores.bars, spans, settings.live)
+    return judge_live(found.counts, found.table, found.values, winner(settings))
 
 
 def asked_ranges(stores: Stores, instruments: Instruments, settings: HistorySettings, now: datetime) -> Scope:

@@ -7,6 +7,7 @@ from datetime import UTC, date, datetime, time, timedelta
 
 import dagster as dg
 
+from market_pipeline.market.instruments import Instruments
 from market_pipeline.orchestration.partitions import BarPartitions
 from market_pipeline.orchestration.run_identity import partition_keys_of
 from market_pipeline.orchestration.wanted import Wanted, ranges_of, wanted_days, wanted_weeks
@@ -24,6 +25,15 @@ def run_days(run: dg.DagsterRun, partitions: BarPartitions, *, weekly: bool = Fa
         return None
     to_days = wanted_weeks if weekly else wanted_days
     return to_days(keys, partitions.instruments, datetime.now(UTC).date())
+
+
+def last_days(instruments: Instruments, today: date) -> Wanted:
+    """Return yesterday and today of every instrument whose history has begun."""
+    return {
+        instrument.key: [(max(today - timedelta(days=1), instrument.history_start), today + timedelta(days=1))]
+        for instrument in instruments
+        if instrument.history_start <= today
+    }
 
 
 def midnight(day: date) -> datetime:

@@ -24,6 +24,8 @@ class Verdict:
     numbers: dict[str, int | float | str] = field(default_factory=dict)
     table: pl.DataFrame = field(default_factory=pl.DataFrame)
     table_name: str = "bad partitions"
+    in_all: int | None = None
+    """Rows of the whole table, where `table` is only its beginning."""
 
     def evaluation(
         self,
@@ -54,7 +56,7 @@ class Verdict:
         metadata: dict[str, Any] = dict(self.numbers)
         if self.table.height:
             metadata[self.table_name] = frame_table(self.table)
-            metadata[f"{self.table_name} in all"] = self.table.height
+            metadata[f"{self.table_name} in all"] = self.table.height if self.in_all is None else self.in_all
         return metadata
 
 

@@ -1,0 +1,1 @@
+"""Chaos: faults at random moments from a printed seed, and one oracle: nothing lost, nothing twice."""
