@@ -211,7 +211,7 @@ class Collector:
     def _new_intake(self) -> Intake:
         stream = self._settings.stream
         lanes = (Lane(each.key, each.calendar, PRIMARY_KIND[MARKETS[each.asset_class]]) for each in self._instruments)
-        name = f"{self.collector_id}.{self._lease.epoch}"
+        name = f"{self._lease.epoch:x}"  # of a lease there is each epoch once, so sessions need no longer name
         return Intake(lanes, stream.queue, stream.batch_ticks, name, self._recorder.add, self._clock)
 
     def _new_streams(self) -> list[PolygonStream]:
