@@ -17,8 +17,9 @@ from market_pipeline.bus.session import BusSession
 from market_pipeline.bus.streams import ensure_streams
 from market_pipeline.bus.tick_envelope import LATE, EncodedTicks
 from market_pipeline.errors import BusUnreachable, SettingsError, StoreUnreachable, VendorAuthError
-from market_pipeline.live.collector import Collector, health
+from market_pipeline.live.collector import Collector
 from market_pipeline.market.timeframes import from_ms, to_ms
+from market_pipeline.settings import LiveSettings
 from market_pipeline_tests.live.collecting import BTC, ETH, EUR, collecting, settings, stored, trade, until
 from market_pipeline_tests.servers import NatsProcess
 from market_pipeline_tests.vendors.stream_vendor import KEY, StreamVendor, quote, status
@@ -364,14 +365,11 @@ async def test_a_market_that_the_plan_lacks_does_not_end_the_others(server: Nats
         assert not world.collector.health().healthy
 
 
-async def test_input_without_progress_is_unhealthy(
-    server: NatsProcess, vendor: StreamVendor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    outlet = Outlet()
-    async with collecting(server, vendor, options={"outlet": outlet}) as world:
+async def test_input_without_progress_is_unhealthy(server: NatsProcess, vendor: StreamVendor) -> None:
+    outlet, live = Outlet(), LiveSettings(unhealthy_after_s=0.3)
+    async with collecting(server, vendor, options={"outlet": outlet}, live=live) as world:
         connection = await vendor.subscribed()
         await until(lambda: world.collector.health().healthy)
-        monkeypatch.setattr(health, "STUCK_AFTER_S", 0.3)
         outlet.open.clear()
         await connection.send(trade(1))
         await until(lambda: any("without progress" in problem for problem in world.collector.health().problems))
