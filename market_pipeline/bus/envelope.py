@@ -59,7 +59,7 @@ _VERSION = "Schema-Version"
 class BatchHeaders:
     """Describe a batch without its payload.
 
-    batch_id: random, 1 … 2^63 − 1; the same in every row and in the ledger.
+    batch_id: random, 1 … 2^63 − 1; the same in every row and in the ledger. All batches of a live flush share one.
     correlation_id: follows one piece of work through every log line.
     source, symbol (the key), timeframe: of every row.
     start_ts, end_ts: ts of the first and the last row, UTC, both inclusive.
@@ -141,12 +141,14 @@ def encode_batches(
     vendor_request_id: str = "",
     stages: Mapping[str, int] | None = None,
     max_bytes: int = MAX_BYTES,
+    batch_id: int | None = None,
 ) -> list[EncodedBatch]:
     """Cut bars of one symbol, timeframe and source into batches whose payload is at most `max_bytes`.
 
     `frame` has the columns of BAR_SCHEMA; rows are taken in the order of ts, so that each batch covers a range that
-    no other batch of the frame touches. Each batch gets a random `batch_id`, also in the column of its payload, and
-    the stage `encoded`. An empty frame gives no batch. CPU-bound and thread-safe: call it from a thread.
+    no other batch of the frame touches. Each batch gets a random `batch_id`, or all of them the one given (that of a
+    live flush, which all its series share), also in the column of its payload, and the stage `encoded`. An empty frame
+    gives no batch. CPU-bound and thread-safe: call it from a thread.
 
     Raises:
         InvalidBars: more than one series in the frame, or columns that are not those of BAR_SCHEMA.
@@ -167,26 +169,26 @@ def encode_batches(
     bytes_a_row = float(GUESSED_BYTES_A_ROW)
     offset = 0
     while offset < frame.height:
-        batch_id = secrets.randbelow(MAX_BATCH_ID) + 1
+        own_id = new_batch_id() if batch_id is None else batch_id
         left = frame.height - offset
         rows = _rows_of_next(left, max_bytes * _MARGIN / bytes_a_row)
-        part, payload = _encode_slice(frame, offset, rows, batch_id)
+        part, payload = _encode_slice(frame, offset, rows, own_id)
         if not batches:
             # The guess is only a guess: where the series is smaller than that, larger batches mean fewer of them.
             better = _rows_of_next(left, max_bytes * _MARGIN * rows / len(payload))
             if better > rows:
                 rows = better
-                part, payload = _encode_slice(frame, offset, rows, batch_id)
+                part, payload = _encode_slice(frame, offset, rows, own_id)
         while len(payload) > max_bytes:
             if rows == 1:
                 raise PayloadTooLarge(f"one row takes {len(payload)} bytes, more than the {max_bytes} of a batch")
             rows = max(1, min(rows - 1, int(rows * max_bytes / len(payload) * _MARGIN)))
-            part, payload = _encode_slice(frame, offset, rows, batch_id)
+            part, payload = _encode_slice(frame, offset, rows, own_id)
         bytes_a_row = len(payload) / rows
         offset += rows
         ts = part.get_column("ts")
         headers = BatchHeaders(
-            batch_id=batch_id,
+            batch_id=own_id,
             correlation_id=correlation_id,
             source=series["source"],
             symbol=series["symbol"],
@@ -227,6 +229,11 @@ def decode(payload: bytes, headers: BatchHeaders) -> pl.DataFrame:
     if value_digest(frame) != headers.digest:
         raise UnreadableBatch("the digest of the payload's values is not the headers'", reason="digest_mismatch")
     return frame
+
+
+def new_batch_id() -> int:
+    """Return a random batch id, 1 … 2^63 − 1."""
+    return secrets.randbelow(MAX_BATCH_ID) + 1
 
 
 def now_ms() -> int:

@@ -1,9 +1,13 @@
-"""A lease: one holder at a time, across processes and machines, with an epoch that counts the changes of holder.
+"""A lease: one holder at a time, across processes and machines, with an epoch that grows with every change of holder.
 
 The lease is a key in a bucket whose entries end after `ttl_s`: who creates the key holds the lease, and renews it by
 compare-and-set. Only the server's clock decides when it ends; the holder counts from BEFORE it sent a renewal, on its
 own monotonic clock, so it stops believing before anybody else can create the key. The epoch lies in a bucket without
 an end. A holder that was stopped and wakes up late may still send for a moment: consumers compare epochs.
+
+Those who compare (the tick store, a checkpoint) may outlive the bucket: a store of NATS that was wiped, or restored
+from an old copy, must not give out epochs that they have seen. So an epoch is the time at which it was given (epoch
+ms), and one more than the last where that is not later: it grows with the bucket and without it.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import asyncio
 import random
 import secrets
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 import msgspec
@@ -20,6 +25,7 @@ from nats.js import JetStreamContext
 from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
 from nats.js.kv import KeyValue
 
+from market_pipeline.bus.envelope import now_ms
 from market_pipeline.bus.kv import KV_ERRORS, open_bucket
 from market_pipeline.bus.session import BusSession
 from market_pipeline.bus.subjects import token
@@ -48,9 +54,18 @@ class Lease:
     held, and not lost either: when NATS is back and nobody else held it meanwhile, it goes on with the same epoch.
     """
 
-    def __init__(self, bus: BusSession, name: str, holder: str, *, ttl_s: float = TTL_S) -> None:
-        """Prepare; `holder` is shown to others who want the lease."""
+    def __init__(
+        self,
+        bus: BusSession,
+        name: str,
+        holder: str,
+        *,
+        ttl_s: float = TTL_S,
+        clock: Callable[[], int] = now_ms,
+    ) -> None:
+        """Prepare; `holder` is shown to others who want the lease, `clock` (epoch ms) is what epochs are made of."""
         self._bus = bus
+        self._clock = clock
         self._ttl_s = ttl_s
         # The time to live is the bucket's: leases of another one lie in another bucket.
         self._bucket_name = LEASE_BUCKET if ttl_s == TTL_S else f"{LEASE_BUCKET}_{round(ttl_s * 1000)}ms"
@@ -140,9 +155,10 @@ class Lease:
     async def _count_up(self, epochs: KeyValue) -> int:
         while True:
             known, revision = await self._known_epoch(epochs)
+            epoch = max(self._clock(), known + 1)
             with suppress(KeyWrongLastSequenceError):
-                await epochs.update(self._key, str(known + 1).encode(), last=revision)
-                return known + 1
+                await epochs.update(self._key, str(epoch).encode(), last=revision)
+                return epoch
 
     async def _known_epoch(self, epochs: KeyValue) -> tuple[int, int]:
         try:
@@ -222,7 +238,7 @@ class Lease:
 
     async def _epochs(self) -> KeyValue:
         return await open_bucket(
-            self._js(), EPOCH_BUCKET, "how often each lease changed its holder", replicas=self._bus.replicas
+            self._js(), EPOCH_BUCKET, "the epoch of the last holder of each lease", replicas=self._bus.replicas
         )
 
     def _js(self) -> JetStreamContext:

@@ -40,7 +40,13 @@ REPLICAS_NEED_CLUSTER = frozenset({10074, 10005})
 
 @dataclass(frozen=True, slots=True)
 class StreamSpec:
-    """Say what one stream keeps: `max_bytes` at scale 1, `max_age_s` 0 for ever. All discard new messages when full."""
+    """Say what one stream keeps: `max_bytes` at scale 1, `max_age_s` 0 for ever.
+
+    discard: what gives way when it is full. NEW makes whoever publishes wait, which is right for what can be made
+    again later or must not be lost. OLD is for live ticks: they cannot wait. A collector that stood still until age
+    made room would lose every tick of that time; so the oldest go, which two days ago were meant to be taken, and a
+    consumer that finds its place gone records that interval as lost (cause `expired`), to be repaired from REST.
+    """
 
     name: str
     description: str
@@ -48,6 +54,7 @@ class StreamSpec:
     retention: api.RetentionPolicy
     max_bytes: int
     max_age_s: float = 0.0
+    discard: api.DiscardPolicy = api.DiscardPolicy.NEW
 
     def config(self, *, replicas: int, scale: float) -> api.StreamConfig:
         """Return the configuration as NATS takes it."""
@@ -57,7 +64,7 @@ class StreamSpec:
             subjects=list(self.subjects),
             retention=self.retention,
             storage=api.StorageType.FILE,
-            discard=api.DiscardPolicy.NEW,
+            discard=self.discard,
             max_bytes=self.bytes_at(scale),
             max_age=self.max_age_s,
             duplicate_window=DUPLICATE_WINDOW_S,
@@ -101,6 +108,7 @@ STREAMS: dict[str, StreamSpec] = {
             api.RetentionPolicy.LIMITS,
             4096 * MB,
             48 * 3600.0,
+            api.DiscardPolicy.OLD,
         ),
         StreamSpec(
             DEAD_LETTERS,

@@ -6,15 +6,15 @@ order. A batch without rows is a heartbeat: its payload is empty, and its header
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any, cast
 
 import polars as pl
 
-from market_pipeline.bus.envelope import MAX_BATCH_ID, now_ms
+from market_pipeline.bus.envelope import MAX_BATCH_ID, new_batch_id, now_ms
 from market_pipeline.bus.header_fields import (
     read_number,
     read_stages,
@@ -27,21 +27,39 @@ from market_pipeline.bus.header_fields import (
 from market_pipeline.errors import UnreadableBatch
 from market_pipeline.market.ticks import STORED_TICK_SCHEMA
 from market_pipeline.market.timeframes import from_ms, to_ms
-from market_pipeline.tick_payload import UNREADABLE, decode_ticks, encode_ticks
+from market_pipeline.tick_columns import TickColumns
+from market_pipeline.tick_payload import UNREADABLE, decode_columns, encode_ticks
 
-TICK_SCHEMA_VERSION = 1
+__all__ = [
+    "LATE",
+    "TICK_SCHEMA_VERSION",
+    "VENDOR_STREAM",
+    "EncodedTicks",
+    "EpochFence",
+    "TickHeaders",
+    "decode_tick_batch",
+    "decode_tick_columns",
+    "encode_tick_batch",
+    "new_batch_id",
+    "usual_correlation_id",
+]
+
+# 1: Arrow IPC. 2: the layout of tick_payload; Source and Correlation-Id are left out where they are the usual ones.
+TICK_SCHEMA_VERSION = 2
 VENDOR_STREAM = "vendor_stream"
-# Events come a little late and out of order: this much after the time they carry, at most.
-LATE = timedelta(seconds=1)
+# Events come a little late and out of order: this much after the time they carry, at most. Every live bar waits for as
+# long after its end, so it is most of a bar's latency. The vendor states some 20 ms; ten times that and as much again
+# for a burst and clocks apart is half a second. What is later still is not lost: it reissues the bar as a revision.
+LATE = timedelta(milliseconds=500)
 
 _VERSION = "Schema-Version"
 _TEXT = {
-    "correlation_id": "Correlation-Id",
-    "source": "Source",
     "symbol": "Symbol",
     "collector_id": "Collector-Id",
     "session_id": "Session-Id",
 }
+# Hundreds of batches a second say the same of these: only what is unusual is sent.
+_SOURCE, _CORRELATION_ID = "Source", "Correlation-Id"
 _NUMBERS = {
     "batch_id": ("Batch-Id", 1, MAX_BATCH_ID),
     "epoch": ("Epoch", 0, 2**63 - 1),
@@ -56,6 +74,7 @@ class TickHeaders:
     """Describe a tick batch without its payload. Times are UTC, to the millisecond.
 
     batch_id: random, 1 … 2^63 − 1; the same in every row: a redelivery brings the same one.
+    correlation_id: what ties the batch to other records; where nobody gave one, the batch id in hexadecimal digits.
     symbol: the key. rows: 0 for a heartbeat. first_ts, last_ts: earliest and latest vendor time; None without rows.
     collector_id, epoch: who published, and the epoch of its lease: of two collectors the higher epoch is right.
     session_id, session_started: the uninterrupted, overflow-free session of this symbol that the rows came in. Where
@@ -86,7 +105,8 @@ class TickHeaders:
     def proven_until(self) -> datetime:
         """Up to where everything of the session has come, late events too: a window that ends by then is whole.
 
-        What the next session names as `lost_from` is never before this.
+        What the next session names as `lost_from` is never before this, but after a silence: a connection that answers
+        pings while its feed stands still proves too much, and the session after it takes that back.
         """
         return self.alive_at - LATE
 
@@ -108,7 +128,11 @@ class TickHeaders:
             if (value := getattr(self, name)) is not None:
                 headers[header] = str(to_ms(value))
         for name, header in _TEXT.items():
-            headers[header] = text_field(getattr(self, name))
+            headers[header] = _text_field(getattr(self, name))
+        if self.source != VENDOR_STREAM:
+            headers[_SOURCE] = text_field(self.source)
+        if self.correlation_id != usual_correlation_id(self.batch_id):
+            headers[_CORRELATION_ID] = text_field(self.correlation_id)
         return headers | stage_fields(self.stages)
 
     @classmethod
@@ -136,10 +160,23 @@ class TickHeaders:
                 values[name] = read_time(given, header)
         for name, header in _TEXT.items():
             values[name] = read_text(given, header)
+        values["source"] = read_text(given, _SOURCE, required=False) or VENDOR_STREAM
+        values["correlation_id"] = read_text(given, _CORRELATION_ID, required=False) or usual_correlation_id(
+            values["batch_id"]
+        )
         first, last = values.get("first_ts"), values.get("last_ts")
         if values["rows"] and (first is None or last is None or last < first):
             raise unreadable(f"Rows is {values['rows']}, but First-Ts and Last-Ts are missing or out of order")
         return cls(**values, schema_version=version, stages=read_stages(given))
+
+
+def usual_correlation_id(batch_id: int) -> str:
+    """Return the correlation id of a batch that is tied to nothing but itself."""
+    return f"{batch_id:x}"
+
+
+# Of few collectors, sessions and symbols.
+_text_field = lru_cache(maxsize=4096)(text_field)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +185,6 @@ class EncodedTicks:
 
     headers: TickHeaders
     payload: bytes
-
-
-def new_batch_id() -> int:
-    """Return a random batch id, 1 … 2^63 − 1."""
-    return secrets.randbelow(MAX_BATCH_ID) + 1
 
 
 def encode_tick_batch(frame: pl.DataFrame, headers: TickHeaders) -> EncodedTicks:
@@ -173,17 +205,26 @@ def decode_tick_batch(payload: bytes, headers: TickHeaders) -> pl.DataFrame:
     """Decode the payload of a tick batch to STORED_TICK_SCHEMA and prove that it is the one of these headers.
 
     Raises:
-        UnreadableBatch: reason `unreadable_payload`: not Arrow, or rows of another symbol or batch, or not as many.
+        UnreadableBatch: reason `unreadable_payload`: damaged, or of another symbol or batch, or not as many rows.
+    """
+    columns = decode_tick_columns(payload, headers)
+    return pl.DataFrame(schema=STORED_TICK_SCHEMA) if columns is None else columns.frame()
+
+
+def decode_tick_columns(payload: bytes, headers: TickHeaders) -> TickColumns | None:
+    """Decode as `decode_tick_batch` does, but to columns; None for a heartbeat.
+
+    Raises:
+        UnreadableBatch: likewise.
     """
     if headers.heartbeat and not payload:
-        return pl.DataFrame(schema=STORED_TICK_SCHEMA)
-    frame = decode_ticks(payload)
-    if frame.height != headers.rows:
-        raise UnreadableBatch(f"the headers say {headers.rows} rows, the payload has {frame.height}", reason=UNREADABLE)
-    for name, said in (("symbol", headers.symbol), ("batch_id", headers.batch_id)):
-        if not frame.get_column(name).eq_missing(said).all():
-            raise UnreadableBatch(f"the headers say {name} {said}, the payload holds others", reason=UNREADABLE)
-    return frame
+        return None
+    columns = decode_columns(payload)
+    for name in ("rows", "symbol", "batch_id"):
+        said, found = getattr(headers, name), getattr(columns, name)
+        if said != found:
+            raise UnreadableBatch(f"the headers say {name} {said}, the payload {found}", reason=UNREADABLE)
+    return columns
 
 
 class EpochFence:

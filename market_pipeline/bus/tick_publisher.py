@@ -42,7 +42,7 @@ class TickPublisher:
             PayloadTooLarge: more than the server takes.
         """
         headers = batch.headers.with_stage("published").to_nats()
-        headers["Nats-Msg-Id"] = f"tick-{batch.headers.batch_id}"
+        headers["Nats-Msg-Id"] = f"{batch.headers.batch_id:x}"
         return await self._publisher.publish_message(
             market_subject(batch.headers.symbol, "tick"), batch.payload, headers
         )

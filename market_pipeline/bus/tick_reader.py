@@ -29,16 +29,22 @@ log = structlog.get_logger(__name__)
 INACTIVE_S = 60.0
 STALLED_S = 5.0
 MEND_PAUSE_S = 0.2
+# Who has read everything is not behind for so long: the stream keeps far more.
+CURRENT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class TickMessage:
-    """Hold one message of TICKS as it lies there: its sequence, subject, headers and payload."""
+    """Hold one message of TICKS as it lies there: its sequence, subject, headers and payload.
+
+    after_expired: messages before it, perhaps of the symbols asked for, left the stream before they were read.
+    """
 
     seq: int
     subject: str
     headers: Mapping[str, str]
     payload: bytes
+    after_expired: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +88,7 @@ class TickReader:
         self._name = ""
         self._taken = 0  # messages of the consumer of now
         self._heard_at = time.monotonic()
+        self._behind = True  # until it is known that nothing waits
         self.next_seq = next_seq
         self.pending = 0
         self.reopened = 0
@@ -118,13 +125,19 @@ class TickReader:
         if not messages:
             await self._watch()
             return []
-        return await self._in_order(messages)
+        try:
+            return await self._in_order(messages)
+        except BusUnreachable as error:
+            log.warning("tick_reader_broken", next_seq=self.next_seq, error=str(error))
+            await self._drop()
+            return []
 
     async def close(self) -> None:
         """End the consumer on the server."""
         await self._drop()
 
     async def _in_order(self, messages: list[Msg]) -> list[TickMessage]:
+        first_seq = await self._first_of_stream(messages)
         self._heard_at = time.monotonic()
         taken: list[TickMessage] = []
         for message in messages:
@@ -134,10 +147,24 @@ class TickReader:
                 await self._drop()
                 break
             self._taken += 1
-            self.next_seq = meta.sequence.stream + 1
+            seq = meta.sequence.stream
+            expired = self.next_seq < min(seq, first_seq)
+            self.next_seq = seq + 1
             self.pending = meta.num_pending
-            taken.append(TickMessage(meta.sequence.stream, message.subject, message.headers or {}, message.data))
+            taken.append(TickMessage(seq, message.subject, message.headers or {}, message.data, expired))
         return taken
+
+    async def _first_of_stream(self, messages: list[Msg]) -> int:
+        """Return the first sequence that the stream holds, where messages may have left it before they were read; or 0.
+
+        Sequences are missing where other symbols have theirs. Only of a reader that was behind it must be asked: who
+        has read all that there was finds nothing gone a moment later.
+        """
+        last = messages[-1].metadata
+        behind, self._behind = self._behind or time.monotonic() - self._heard_at > CURRENT_S, last.num_pending > 0
+        if not behind or last.sequence.stream - self.next_seq + 1 == len(messages):
+            return 0
+        return (await ticks_span(self._bus)).first_seq
 
     async def _open(self) -> None:
         name = f"reader_{secrets.token_hex(8)}"
@@ -159,6 +186,7 @@ class TickReader:
         except KV_ERRORS as error:
             raise bus_error(error, f"a consumer of {TICKS}") from error
         self._name, self._taken = name, 0
+        self._behind = True
         self._heard_at = time.monotonic()
         self.pending = info.num_pending or 0
         self.reopened += 1

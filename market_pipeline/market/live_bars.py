@@ -21,7 +21,7 @@ from market_pipeline.market.live_facts import BatchFacts, LiveCounts, LiveRules,
 from market_pipeline.market.live_minute import SECOND_MS, Floats, Ints, Minute
 from market_pipeline.market.live_proof import Proof
 from market_pipeline.market.sessions import MINUTE_MS
-from market_pipeline.market.ticks import QUOTE, TRADE
+from market_pipeline.market.tick_arrays import TickArrays
 
 TIMEFRAMES: dict[str, int] = {"1s": SECOND_MS, "1m": MINUTE_MS}
 # How many minutes beyond the lateness a bar is remembered, to be called incomplete when a tick of it comes after all.
@@ -71,8 +71,8 @@ class LiveBars:
         """Whether a window has ticks that are in no published bar yet."""
         return any(minute.dirty for minute in self._minutes.values())
 
-    def take(self, batch: BatchFacts, ticks: pl.DataFrame) -> None:
-        """Take the next batch: ticks (at least kind, ts, received_at and bid and ask or price and size) or none.
+    def take(self, batch: BatchFacts, ticks: TickArrays | None) -> None:
+        """Take the next batch: ticks, or none.
 
         Passed over and counted: a batch that came before, a batch of an older epoch than the newest, a tick of the
         other kind, without a price, far ahead of its time, or later than the lateness allows.
@@ -90,7 +90,7 @@ class LiveBars:
         self._epoch = batch.epoch
         if self._proof.claim(batch):
             self._judge_again = True
-        if ticks.height:
+        if ticks is not None and len(ticks):
             # Before its proof counts: after an outage one batch may hold the ticks of many minutes.
             self._batches[batch.batch_id] = max(batch.proven, self._add(batch, ticks))
         self._watermark = max(self._watermark, batch.proven)
@@ -154,7 +154,7 @@ class LiveBars:
             revision=self._revision,
         )
 
-    def _add(self, batch: BatchFacts, ticks: pl.DataFrame) -> int:
+    def _add(self, batch: BatchFacts, ticks: TickArrays) -> int:
         """Keep the ticks by minute; return the latest time among them."""
         ts, first, second = self._columns(ticks)
         if len(ts) == 0:
@@ -182,16 +182,16 @@ class LiveBars:
         minute.received = max(minute.received, batch.received)
         self.counts.ticks += len(ts)
 
-    def _columns(self, ticks: pl.DataFrame) -> tuple[Ints, Floats, Floats]:
+    def _columns(self, ticks: TickArrays) -> tuple[Ints, Floats, Floats]:
         """Return ts and the two numbers of each tick that can make a bar; count the others."""
-        # small frames by the thousand: numpy all the way, since an expression costs more than its rows
-        own = ticks.get_column("kind") == (QUOTE if self._kind == "quote" else TRADE)
+        ts, received = ticks.ts, ticks.received
+        if self._kind == "quote":
+            own, first, second = ticks.quote, ticks.bid, ticks.ask
+        else:
+            own, first, second = ticks.trade, ticks.price, ticks.size
         if not own.all():
-            self.counts.other_kind += ticks.height - int(own.sum())
-            ticks = ticks.filter(own)
-        names = ("bid", "ask") if self._kind == "quote" else ("price", "size")
-        first, second = (ticks.get_column(name).to_numpy() for name in names)  # null becomes NaN
-        ts, received = _ms(ticks.get_column("ts")), _ms(ticks.get_column("received_at"))
+            self.counts.other_kind += len(ts) - int(own.sum())
+            ts, received, first, second = ts[own], received[own], first[own], second[own]
         good = (np.abs(first) < _LARGEST) & (np.abs(second) < _LARGEST)  # false for what is no number, too
         if self._kind == "quote":
             self.counts.crossed += int(np.count_nonzero(first > second))

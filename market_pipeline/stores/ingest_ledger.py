@@ -223,3 +223,15 @@ class IngestLedger:
             for row in frame.iter_rows(named=True)
             for percentile in ("p50", "p95", "p99", "max")
         }
+
+    def rows_stored(self, batch_ids: Iterable[int], timeframe: str) -> dict[int, int]:
+        """Return the rows of one timeframe that are stored of each batch id; ids of which nothing is are absent.
+
+        A live flush has one id and may be stored in several groups: the whole of it is there once this is what was
+        published. A group that is delivered again counts once.
+        """
+        wanted = list(batch_ids)
+        if not wanted:
+            return {}
+        statement, parameters = load_sql("batch_rows_stored"), {"batch_ids": wanted, "timeframe": timeframe}
+        return {batch_id: int(rows) for batch_id, rows in self._client.rows(statement, parameters)}

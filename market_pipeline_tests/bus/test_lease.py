@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from nats.aio.client import Client
@@ -17,7 +19,7 @@ from nats.aio.client import Client
 from market_pipeline.bus.connection import connect
 from market_pipeline.bus.lease import Lease
 from market_pipeline.bus.losses import LossBucket, LossInterval
-from market_pipeline.bus.session import BusSession
+from market_pipeline.bus.session import BusSession, open_bus
 from market_pipeline_tests.servers import NatsProcess, die_with_parent
 
 TTL = 1.0
@@ -37,7 +39,8 @@ async def own_bus(own_server: NatsProcess) -> AsyncIterator[BusSession]:
 
 async def test_one_holder_and_a_take_over_at_once_after_a_release(bus: BusSession) -> None:
     first, second = Lease(bus, "one", "a", ttl_s=TTL), Lease(bus, "one", "b", ttl_s=TTL)
-    assert await first.acquire() == 1
+    epoch = await first.acquire()
+    assert epoch > 0
     waiting = asyncio.create_task(second.acquire())
     await asyncio.sleep(2 * TTL)
     assert first.held, "it is renewed for longer than its time to live"
@@ -46,14 +49,16 @@ async def test_one_holder_and_a_take_over_at_once_after_a_release(bus: BusSessio
     await first.release()
     released = time.monotonic()
     assert not first.held
-    assert await asyncio.wait_for(waiting, 10) == 2
+    assert await asyncio.wait_for(waiting, 10) > epoch
     assert time.monotonic() - released < TTL
     await second.release()
 
 
 async def test_leases_of_other_names_are_others(bus: BusSession) -> None:
     leases = [Lease(bus, name, "a", ttl_s=TTL) for name in ("x.forex", "x.crypto")]
-    assert [await asyncio.wait_for(lease.acquire(), 5) for lease in leases] == [1, 1]
+    for lease in leases:
+        assert await asyncio.wait_for(lease.acquire(), 5)
+    assert all(lease.held for lease in leases)
     for lease in leases:
         await lease.release()
 
@@ -105,7 +110,7 @@ async def test_a_frozen_holder_loses_the_lease_and_knows_it_when_it_wakes(bus: B
         os.kill(holder.pid, signal.SIGSTOP)
         frozen = time.monotonic()
         lease = Lease(bus, "process", "parent", ttl_s=TTL)
-        assert await asyncio.wait_for(lease.acquire(), 20) == epoch + 1
+        assert await asyncio.wait_for(lease.acquire(), 20) > epoch
         assert time.monotonic() - frozen > TTL / 2
         os.kill(holder.pid, signal.SIGCONT)
         lines = (await asyncio.to_thread(holder.communicate, timeout=20))[0].split("\n")
@@ -125,7 +130,7 @@ async def test_a_killed_holder_is_followed_after_its_time_to_live(bus: BusSessio
     holder.kill()
     holder.wait()
     lease = Lease(bus, "process", "parent", ttl_s=TTL)
-    assert await asyncio.wait_for(lease.acquire(), 20) == epoch + 1
+    assert await asyncio.wait_for(lease.acquire(), 20) > epoch
     await lease.release()
 
 
@@ -146,7 +151,7 @@ async def test_an_outage_suspends_the_lease_and_the_same_epoch_goes_on(
 
 async def test_who_held_it_during_the_outage_ends_the_first_one(own_bus: BusSession, own_server: NatsProcess) -> None:
     first = Lease(own_bus, "outage", "a", ttl_s=TTL)
-    await first.acquire()
+    epoch = await first.acquire()
     # Only the first one's writes fail, as if it alone were cut off.
     renew = first._renew
 
@@ -155,15 +160,52 @@ async def test_who_held_it_during_the_outage_ends_the_first_one(own_bus: BusSess
 
     first._renew = cut_off  # type: ignore[method-assign]
     second = Lease(own_bus, "outage", "b", ttl_s=TTL)
-    assert await asyncio.wait_for(second.acquire(), 15) == 2
+    epoch, before = await asyncio.wait_for(second.acquire(), 15), epoch
+    assert epoch > before
     assert not first.held
     await second.release()
     first._renew = renew  # type: ignore[method-assign]
     await asyncio.wait_for(first.lost.wait(), 15)
     assert not first.held
-    assert await asyncio.wait_for(first.acquire(), 15) == 3
+    assert await asyncio.wait_for(first.acquire(), 15) > epoch
     assert first.held
     await first.release()
+
+
+async def test_a_wiped_store_gives_no_epoch_again(tmp_path: Path) -> None:
+    epochs: list[int] = []
+    for folder in ("first", "wiped"):
+        with NatsProcess(home=tmp_path / folder) as server:
+            async with open_bus(server.settings, "test") as bus:
+                for _ in range(2):
+                    lease = Lease(bus, "one", "a", ttl_s=TTL)
+                    epochs.append(await asyncio.wait_for(lease.acquire(), 15))
+                    await lease.release()
+    assert epochs == sorted(set(epochs))
+    assert len(epochs) == 4
+
+
+async def test_a_store_wiped_under_a_holder_ends_its_lease_and_the_next_epoch_is_higher(
+    own_bus: BusSession, own_server: NatsProcess
+) -> None:
+    lease = Lease(own_bus, "wiped", "a", ttl_s=TTL)
+    epoch = await lease.acquire()
+    own_server.kill()
+    shutil.rmtree(own_server.home / "store")
+    own_server.start()
+    await asyncio.wait_for(lease.lost.wait(), 20)
+    assert not lease.held
+    assert await asyncio.wait_for(lease.acquire(), 20) > epoch
+    await lease.release()
+
+
+async def test_a_clock_that_went_back_gives_higher_epochs_all_the_same(bus: BusSession) -> None:
+    epochs = []
+    for now in (5_000, 3_000, 5_001, 9_000):
+        lease = Lease(bus, "clock", "a", ttl_s=TTL, clock=lambda now=now: now)  # type: ignore[misc]
+        epochs.append(await asyncio.wait_for(lease.acquire(), 15))
+        await lease.release()
+    assert epochs == [5_000, 5_001, 5_002, 9_000]
 
 
 async def test_never_two_at_once(bus: BusSession) -> None:

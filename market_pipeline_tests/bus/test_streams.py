@@ -38,10 +38,12 @@ async def test_the_streams_keep_what_the_design_says(js: JetStreamContext) -> No
         DEAD_LETTERS: (limits, 512 * MB, 30 * 86400),
     }
     assert wanted.keys() == STREAMS.keys()
+    assert STREAMS[TICKS].discard == api.DiscardPolicy.OLD, "live goes on whoever is behind"
     for name, (retention, max_bytes, max_age) in wanted.items():
         config = (await js.stream_info(name)).config
         assert (config.retention, config.max_bytes, config.max_age) == (retention, max_bytes, max_age)
-        assert (config.storage, config.discard) == (api.StorageType.FILE, api.DiscardPolicy.NEW)
+        discard = api.DiscardPolicy.OLD if name == TICKS else api.DiscardPolicy.NEW
+        assert (config.storage, config.discard) == (api.StorageType.FILE, discard)
         assert (config.duplicate_window, config.num_replicas) == (120, 1)
     assert storage_needed() == sum(max_bytes for _, max_bytes, _ in wanted.values())
 
@@ -69,10 +71,19 @@ async def test_ensuring_again_and_at_once_changes_nothing(js: JetStreamContext) 
 
 async def test_drift_is_mended_and_what_is_not_ours_left_alone(js: JetStreamContext) -> None:
     config = (await js.stream_info(TICKS)).config
-    await js.update_stream(config.evolve(max_age=600, discard=api.DiscardPolicy.OLD, max_msgs=77))
+    await js.update_stream(config.evolve(max_age=600, discard=api.DiscardPolicy.NEW, max_msgs=77))
     await ensure_streams(js, scale=SCALE)
     config = (await js.stream_info(TICKS)).config
-    assert (config.max_age, config.discard, config.max_msgs) == (48 * 3600, api.DiscardPolicy.NEW, 77)
+    assert (config.max_age, config.discard, config.max_msgs) == (48 * 3600, api.DiscardPolicy.OLD, 77)
+
+
+async def test_full_of_ticks_the_oldest_give_way_and_the_newest_are_kept(js: JetStreamContext) -> None:
+    config = (await js.stream_info(TICKS)).config
+    await js.update_stream(config.evolve(max_bytes=64 * 1024))
+    acks = [await js.publish(market_subject("EURUSD", "tick"), bytes(8 * 1024)) for _ in range(20)]
+    state = (await js.stream_info(TICKS)).state
+    assert 1 < state.first_seq < state.last_seq == acks[-1].seq
+    assert state.bytes <= 64 * 1024
 
 
 async def test_a_stream_that_cannot_be_changed_is_named(js: JetStreamContext) -> None:

@@ -11,12 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from market_pipeline.bus.publisher import headers_size
 from market_pipeline.bus.tick_envelope import (
     EpochFence,
     TickHeaders,
     decode_tick_batch,
     encode_tick_batch,
     new_batch_id,
+    usual_correlation_id,
 )
 from market_pipeline.errors import UnreadableBatch
 from market_pipeline.market.ticks import TICK_SCHEMA
@@ -80,6 +82,17 @@ def test_a_heartbeat_has_no_payload_and_keeps_its_proof() -> None:
         NOW - timedelta(minutes=2),
     )
     assert decode_tick_batch(b"", headers).is_empty()
+
+
+def test_what_is_usual_is_not_sent() -> None:
+    usual = replace(HEADERS, correlation_id=usual_correlation_id(HEADERS.batch_id), lost_from=None)
+    sent = encode_tick_batch(frame(50), usual).headers.with_stage("published").to_nats()
+    assert not {"Source", "Correlation-Id", "Lost-From"} & set(sent)
+    assert headers_size(sent) <= 330
+    back = TickHeaders.from_nats(sent)
+    assert (back.source, back.correlation_id) == ("vendor_stream", "7")
+    unusual = replace(HEADERS, source="replay", correlation_id="dagster-1")
+    assert TickHeaders.from_nats(unusual.to_nats()) == unusual
 
 
 @given(st.text(min_size=1, max_size=20), st.text(min_size=1, max_size=20), st.integers(0, 2**63 - 1))

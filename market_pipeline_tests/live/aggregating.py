@@ -17,7 +17,7 @@ from market_pipeline.bus.publisher import Publisher
 from market_pipeline.bus.session import BusSession, open_bus
 from market_pipeline.bus.streams import LIVE
 from market_pipeline.bus.subjects import market_subject
-from market_pipeline.bus.tick_envelope import TickHeaders, encode_tick_batch, new_batch_id
+from market_pipeline.bus.tick_envelope import LATE, TickHeaders, encode_tick_batch, new_batch_id
 from market_pipeline.live.aggregator import Aggregator
 from market_pipeline.market.aggregation import bars_from_quotes
 from market_pipeline.market.bars import BAR_SCHEMA
@@ -80,7 +80,7 @@ class Bench:
         **headers: str,
     ) -> int:
         """Publish a batch, or without rows a heartbeat, and return its sequence. `alive`: up to where it proves."""
-        at = from_ms(alive + 1000)
+        at = from_ms(alive) + LATE
         batch = encode_tick_batch(
             quotes(rows, symbol),
             TickHeaders(

@@ -22,7 +22,7 @@ from market_pipeline.bus.tick_envelope import TickHeaders, decode_tick_batch
 from market_pipeline.errors import MarketPipelineError
 from market_pipeline.live.collector import Collector
 from market_pipeline.market.instruments import AssetClass, Instrument
-from market_pipeline.settings import Settings, VendorSettings
+from market_pipeline.settings import LiveSettings, Settings, VendorSettings
 from market_pipeline_tests.servers import NatsProcess
 from market_pipeline_tests.vendors.stream_vendor import KEY, StreamVendor, quick_stream
 
@@ -114,9 +114,10 @@ async def until(condition: Callable[[], object], what: str = "it did not come to
         await asyncio.sleep(0.005)
 
 
-def settings(server: NatsProcess, vendor: StreamVendor, **stream: Any) -> Settings:
+def settings(server: NatsProcess, vendor: StreamVendor, live: LiveSettings | None = None, **stream: Any) -> Settings:
     """Return settings of short pauses."""
     return Settings(
+        live=live or LiveSettings(),
         nats=server.settings,
         vendor=VendorSettings(base_url="http://127.0.0.1:9", api_key=SecretStr(KEY)),
         stream=quick_stream(vendor.url, **stream),
@@ -129,12 +130,13 @@ async def collecting(
     vendor: StreamVendor,
     *instruments: Instrument,
     options: dict[str, Any] | None = None,
+    live: LiveSettings | None = None,
     **stream: Any,
 ) -> AsyncIterator[World]:
     """Run a collector of these instruments, by default BTC and ETH, over a connection of its own."""
     nc = await connect(server.settings, "collector")
     bus = BusSession(nc, nc.jetstream())
-    collector = Collector(bus, settings(server, vendor, **stream), instruments or (BTC, ETH), **(options or {}))
+    collector = Collector(bus, settings(server, vendor, live, **stream), instruments or (BTC, ETH), **(options or {}))
     stop = asyncio.Event()
     task = asyncio.create_task(collector.run(stop))
     try:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 
+from market_pipeline.bus import tick_reader
 from market_pipeline.bus.checkpoint import Checkpoints
 from market_pipeline.bus.losses import LossBucket
 from market_pipeline.bus.session import open_bus
 from market_pipeline.bus.streams import LIVE, TICKS
+from market_pipeline.bus.tick_envelope import LATE
 from market_pipeline.errors import SettingsError
 from market_pipeline.live.aggregator import Aggregator, service
 from market_pipeline.live.aggregator.book import BookState
@@ -77,14 +80,17 @@ async def test_quotes_become_the_bars_of_history_published_once(bench: Bench) ->
     assert all({"received", "decoded", "encoded", "published"} <= set(each.stages) for each in headers)
 
 
-async def test_a_flush_shares_its_correlation_id(bench: Bench) -> None:
+async def test_a_flush_shares_its_ids_over_symbols_and_timeframes(bench: Bench) -> None:
     for symbol in ("EURUSD", "GBPUSD"):
         await bench.send([(T0, 1.0, 1.0)], alive=T0 + MINUTE, symbol=symbol)
     async with bench.running(EUR, GBP):
         await bench.until(lambda frame: frame.height == 1)
         await bench.until(lambda frame: frame.height == 1, symbol="GBPUSD")
-    ids = {headers.correlation_id for headers, _ in await bench.batches()}
-    assert len(ids) == 1
+    batches = await bench.batches()
+    assert {(headers.symbol, headers.timeframe) for headers, _ in batches} == {
+        (symbol, code) for symbol in ("EURUSD", "GBPUSD") for code in ("1s", "1m")
+    }
+    assert len({(headers.correlation_id, headers.batch_id) for headers, _ in batches}) == 1
 
 
 async def test_late_ticks_revise_and_later_ones_are_left_to_repair(bench: Bench) -> None:
@@ -102,7 +108,9 @@ async def test_late_ticks_revise_and_later_ones_are_left_to_repair(bench: Bench)
         await eventually(lambda: aggregator.health().late_dropped == 2 and not aggregator.health().losses_waiting)
         assert aggregator.health().late == 1
     losses = await LossBucket(bench.bus).all()
-    assert [(loss.symbol, loss.start, loss.end) for loss in losses] == [("EURUSD", at(T0), at(T0 + MINUTE))]
+    assert [(loss.symbol, loss.start, loss.end, loss.cause) for loss in losses] == [
+        ("EURUSD", at(T0), at(T0 + MINUTE), "late")
+    ]
 
 
 async def test_batches_that_come_twice_or_of_a_lost_lease_change_nothing(bench: Bench) -> None:
@@ -128,7 +136,9 @@ async def test_a_batch_that_cannot_be_read_takes_the_proof_of_its_minute(bench: 
         await eventually(lambda: not aggregator.health().losses_waiting)
         assert aggregator.health().unreadable == 1
     losses = await LossBucket(bench.bus).all()
-    assert [(loss.start, loss.end) for loss in losses] == [(at(T0 + MINUTE), at(T0 + 2 * MINUTE + 1000))]
+    assert [(loss.start, loss.end, loss.cause) for loss in losses] == [
+        (at(T0 + MINUTE), at(T0 + 2 * MINUTE) + LATE, "unreadable")
+    ]
 
 
 async def test_without_batches_bars_come_out_unproven_and_are_proven_later(bench: Bench) -> None:
@@ -216,7 +226,7 @@ async def test_a_second_aggregator_stands_by_and_takes_over(bench: Bench) -> Non
         await bench.send([(T0 + MINUTE + 1, 1.0, 1.0)], alive=T0 + 2 * MINUTE)
         made = await bench.until(lambda frame: frame.height == 2)
         assert made.select("trades", "complete").rows() == [(1, True), (2, True)]
-        assert second.health().epoch == 2
+        assert second.health().epoch > first.health().epoch
 
 
 async def test_a_fresh_aggregator_makes_bars_of_all_that_the_stream_holds(bench: Bench) -> None:
@@ -253,7 +263,43 @@ async def test_bars_under_way_whose_ticks_expired_are_left_to_repair(bench: Benc
         made = await bench.until(lambda frame: frame.height == 1)
         assert made.select("ts", "complete").rows() == [(at(T0 + 2 * MINUTE), True)]
         await eventually(lambda: not aggregator.health().losses_waiting)
-    assert {loss.start for loss in await LossBucket(bench.bus).all()} >= {at(T0)}
+    losses = await LossBucket(bench.bus).all()
+    assert {loss.start for loss in losses} >= {at(T0)}
+    assert {loss.cause for loss in losses} == {"expired", "late"}, "late: what is left of the minute that was given up"
+
+
+async def test_ticks_that_expire_before_a_slow_aggregator_takes_them_are_lost_and_said(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full stream lets the oldest go: what this one had not read is not complete, and what it had read stays so."""
+    monkeypatch.setattr(service, "FETCH", 1)
+    monkeypatch.setattr(tick_reader, "CURRENT_S", 0.0)
+    async with bench.running(EUR, GBP) as aggregator:
+        await bench.send([(T0, 1.0, 1.0)], alive=T0 + MINUTE)
+        await bench.until(lambda frame: frame["complete"].to_list() == [True])
+        take = aggregator._book.take  # type: ignore[union-attr]
+        held, go_on = threading.Event(), threading.Event()
+
+        def slowly(*arguments: Any) -> None:
+            held.set()
+            go_on.wait(15)
+            take(*arguments)
+
+        aggregator._book.take = slowly  # type: ignore[union-attr, method-assign]
+        await bench.send([(T0 + MINUTE, 2.0, 2.0)], alive=T0 + MINUTE + 9000)
+        await asyncio.to_thread(held.wait, 15)
+        lost = await bench.send([(T0 + MINUTE + 9500, 3.0, 3.0)], alive=T0 + MINUTE + 9999)
+        await bench.send([(T0 + MINUTE + 10_000, 4.0, 4.0)], alive=T0 + 2 * MINUTE)
+        await bench.bus.js.purge_stream(TICKS, seq=lost + 1)
+        await bench.send([(T0 + 3 * MINUTE, 5.0, 5.0)], alive=T0 + 5 * MINUTE)
+        go_on.set()
+        made = await bench.until(lambda frame: frame.height == 3)
+        assert made.select("trades", "complete").rows() == [(1, True), (2, False), (1, True)]
+        await eventually(lambda: not aggregator.health().losses_waiting)
+    losses = [loss for loss in await LossBucket(bench.bus).all() if loss.symbol == "EURUSD"]
+    assert [(loss.start, loss.end, loss.cause) for loss in losses] == [
+        (at(T0 + MINUTE + 9000), at(T0 + 2 * MINUTE) + LATE, "expired")
+    ]
 
 
 async def test_a_stream_that_was_made_anew_is_read_from_its_start(bench: Bench) -> None:

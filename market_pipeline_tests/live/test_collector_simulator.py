@@ -100,7 +100,7 @@ async def test_what_is_missing_lies_in_the_losses(simulator: SimulatorThread, bu
         assert len(had) > PER_SECOND
         got = {(to_ms(ts), bid, ask) for ts, bid, ask in rows}
         missing = [quote for quote in had if quote not in got]
-        # Losses begin a second early, for what comes late: nothing here comes so late that it needs all of it.
+        # Losses begin early, for what comes late: nothing here comes so late that it needs all of it.
         early = LATE / 2
         covered = [(loss.start + early, loss.end) for loss in losses if loss.symbol == symbol]
         unexplained = [

@@ -20,6 +20,7 @@ from market_pipeline.market.bars import BAR_SCHEMA, LIVE_AGGREGATED, TS, validat
 from market_pipeline.market.instruments import Instrument
 from market_pipeline.market.live_bars import LiveBars
 from market_pipeline.market.live_facts import BatchFacts, LiveRules, SymbolState, first_state
+from market_pipeline.market.tick_arrays import TickArrays
 from market_pipeline_tests.market.real import OHLC, assert_equal_bars, key, side
 
 T0 = 1_709_542_800_000  # 2024-03-04 09:00 UTC
@@ -83,7 +84,7 @@ class Feed:
             **more,
         )
         self.sent.append((facts, ticks(rows, self.kind)))
-        self.bars.take(*self.sent[-1])
+        self.bars.take(facts, TickArrays.of(self.sent[-1][1]))
 
     def flush(self) -> dict[str, pl.DataFrame]:
         self.now += 1
@@ -100,7 +101,7 @@ class Feed:
         """Forget everything but the state and what the stream holds."""
         self.bars = LiveBars(self.instrument, self.rules, state)
         for facts, frame in self.sent[:next_seq]:
-            self.bars.take(facts, frame)
+            self.bars.take(facts, TickArrays.of(frame))
 
     def frame(self, code: str) -> pl.DataFrame:
         rows = [self.said[code][opened] for opened in sorted(self.said[code])]
@@ -156,7 +157,7 @@ def play(feed: Feed, rows: list[Row], cuts: list[int], doubled: Iterable[int], r
         facts, frame = feed.sent[place % (len(bounds) - 1)]
         facts = replace(facts, seq=len(feed.sent) + 1)
         feed.sent.append((facts, frame))
-        feed.bars.take(facts, frame)
+        feed.bars.take(facts, TickArrays.of(frame))
     feed.send(alive=T0 + 4 * MINUTE + 50_000)
     feed.flush()
 
@@ -188,19 +189,19 @@ def test_a_restart_anywhere_makes_the_same_bars(case: Any, at: int, further: int
     at, further = at % len(sent), further % len(sent)
     for facts, frame in sent[: at + 1]:
         feed.sent.append((facts, frame))
-        feed.bars.take(facts, frame)
+        feed.bars.take(facts, TickArrays.of(frame))
     feed.flush()
     state = feed.bars.state(at + 2)
     # it went on a little after the checkpoint, then died
     for facts, frame in sent[at + 1 : at + 1 + further]:
-        feed.bars.take(facts, frame)
+        feed.bars.take(facts, TickArrays.of(frame))
     feed.flush()
     feed.sent = list(sent)
     feed.restart(at + 1, state)
     assert feed.bars.counts.late_dropped == 0, "what was judged before the checkpoint is not judged again"
     feed.flush()
     for facts, frame in sent[at + 1 :]:
-        feed.bars.take(facts, frame)
+        feed.bars.take(facts, TickArrays.of(frame))
         if rng.random() < 0.3:
             feed.flush()
     feed.flush()
@@ -319,7 +320,7 @@ def test_what_is_no_tick_of_ours_makes_no_bar() -> None:
     rows = [(T0, 1.0, 1.0), (T0 + 1, float("nan"), 1.0), (T0 + 2, 1.0, -1.0), (T0 + 3, float("inf"), 1.0)]
     frame = ticks([*rows, (T0 + 5 * MINUTE, 7.0, 7.0)], "trade", received=T0)
     other = ticks([(T0, 1.0, 2.0), (T0, 2.0, 1.0)], "quote", received=T0)
-    feed.bars.take(BatchFacts(1, 99, 1, "s", 0, T0, T0), pl.concat([frame, other], how="diagonal"))
+    feed.bars.take(BatchFacts(1, 99, 1, "s", 0, T0, T0), TickArrays.of(pl.concat([frame, other], how="diagonal")))
     feed.send(alive=T0 + 7 * MINUTE)
     assert feed.flush()["1m"].select("ts", "open", "volume", "vwap", "trades").rows() == [
         (feed.frame("1m")["ts"][0], 1.0, 1.0, 1.0, 1)

@@ -5,9 +5,8 @@ from datetime import UTC, datetime
 import polars as pl
 import pytest
 
-from market_pipeline.errors import Terminal, UnreadableBatch
+from market_pipeline.errors import Terminal
 from market_pipeline.market.ticks import (
-    STORED_TICK_SCHEMA,
     TICK_SCHEMA,
     InvalidTicks,
     check_tick_columns,
@@ -17,7 +16,6 @@ from market_pipeline.market.ticks import (
     trades_of,
     validate_ticks,
 )
-from market_pipeline.tick_payload import decode_ticks, encode_ticks
 
 TS = datetime(2024, 3, 5, 12, tzinfo=UTC)
 QUOTE = {"symbol": "EURUSD", "ts": TS, "kind": "quote", "bid": 1.1, "ask": 1.2, "received_at": TS}
@@ -80,34 +78,3 @@ def test_columns() -> None:
             few.drop("symbol").with_columns(pl.col("ts").dt.cast_time_unit("us"), pl.col("bid").cast(pl.Float32)),
             where="page",
         )
-
-
-def test_a_payload_gives_back_the_ticks_numbered() -> None:
-    frame = ticks(QUOTE | {"bid": 1 / 3, "exchange": "4"}, TRADE | {"conditions": "1,2"}, QUOTE | {"exchange": ""})
-    decoded = decode_ticks(encode_ticks(frame, 2**63 - 1))
-    assert decoded.schema == STORED_TICK_SCHEMA
-    assert decoded.select(list(TICK_SCHEMA)).rows() == frame.rows()
-    assert decoded["n"].to_list() == [0, 1, 2]
-    assert decoded["batch_id"].unique().to_list() == [2**63 - 1]
-    # numbers that a frame brings are not believed: a slice of a decoded batch is a batch of its own
-    assert decode_ticks(encode_ticks(decoded.slice(1), 7))["n"].to_list() == [0, 1]
-    heartbeat = decode_ticks(encode_ticks(empty_ticks(), 7))
-    assert (heartbeat.schema, heartbeat.height) == (STORED_TICK_SCHEMA, 0)
-
-
-def test_what_is_no_payload() -> None:
-    payload = encode_ticks(ticks(QUOTE), 7)
-    other = pl.DataFrame({"a": [1]}).write_ipc_stream(None).getvalue()
-    for broken in (b"", b"no arrow", payload[: len(payload) // 2], other):
-        with pytest.raises(UnreadableBatch, match="not an Arrow stream of ticks") as raised:
-            decode_ticks(broken)
-        assert raised.value.reason == "unreadable_payload"
-    with pytest.raises(InvalidTicks, match="one symbol"):
-        encode_ticks(ticks(QUOTE, QUOTE | {"symbol": "GBPUSD"}), 7)
-
-
-def test_a_foreign_payload_with_wider_types_is_read() -> None:
-    decoded = decode_ticks(encode_ticks(ticks(QUOTE, TRADE), 7))
-    foreign = decoded.select(reversed(decoded.columns)).with_columns(pl.col("n").cast(pl.Int64), extra=1)
-    payload = foreign.write_ipc_stream(None, compat_level=pl.CompatLevel.oldest()).getvalue()
-    assert decode_ticks(payload).equals(decoded)

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, fields, replace
 
 import structlog
 
-from market_pipeline.bus.envelope import EncodedBatch, encode_batches
-from market_pipeline.bus.losses import LossInterval
+from market_pipeline.bus.envelope import EncodedBatch, encode_batches, new_batch_id
+from market_pipeline.bus.losses import LossCause, LossInterval
 from market_pipeline.bus.subjects import untoken
-from market_pipeline.bus.tick_envelope import TickHeaders, decode_tick_batch
+from market_pipeline.bus.tick_envelope import TickHeaders, decode_tick_columns
 from market_pipeline.bus.tick_reader import StreamSpan, TickMessage
 from market_pipeline.errors import InputError, UnreadableBatch
 from market_pipeline.market.instruments import Instrument
@@ -37,7 +37,8 @@ class BookState:
 class _Lane:
     bars: LiveBars
     heard_at: int  # epoch ms at which a batch was taken
-    lost_since: int | None = None  # batches since then are gone from the stream
+    lost_since: int | None = None  # no batch since then was taken
+    lost_cause: LossCause = "expired"
 
 
 class Book:
@@ -71,6 +72,8 @@ class Book:
         """Take batches in the order of the stream."""
         for message in messages:
             self.next_seq = message.seq + 1
+            if message.after_expired:
+                self._expire()
             try:
                 headers = TickHeaders.from_nats(message.headers)
                 lane = self._lanes.get(headers.symbol)
@@ -78,16 +81,16 @@ class Book:
                     raise UnreadableBatch(f"{message.subject} brings ticks of {headers.symbol}")
                 if message.seq < lane.bars.from_seq:
                     continue
-                ticks = decode_tick_batch(message.payload, headers)
+                columns = decode_tick_columns(message.payload, headers)
             except UnreadableBatch as error:
                 self._skip(message, error)
                 continue
             facts = batch_facts(message.seq, headers)
             if lane.lost_since is not None:
-                self._lose(headers.symbol, lane.lost_since, facts.alive)
+                self._lose(headers.symbol, lane.lost_since, facts.alive, lane.lost_cause)
                 lane.lost_since = None
             lane.heard_at = now
-            lane.bars.take(facts, ticks)
+            lane.bars.take(facts, None if columns is None else columns.arrays())
 
     def close_silent(self, now: int, silent_ms: int) -> None:
         """Close what ended long ago in symbols of which no batch has come for `silent_ms`, unproven."""
@@ -96,16 +99,18 @@ class Book:
                 lane.bars.close(now - silent_ms)
 
     def due(self, now: int, run_id: str) -> list[EncodedBatch]:
-        """Return the bars that closed or changed since, as batches; all of one call share a correlation id."""
-        correlation_id = f"live-{secrets.token_hex(8)}"
+        """Return the bars that closed or changed since, as batches: one flush, with one batch id and correlation id."""
+        batch_id, correlation_id = new_batch_id(), f"live-{secrets.token_hex(8)}"
         batches: list[EncodedBatch] = []
         for lane in self._lanes.values():
             for frame in lane.bars.due(now).values():
                 stages = {STAGE_RECEIVED: lane.bars.received, STAGE_CLOSED: now} if lane.bars.received else {}
-                batches += encode_batches(frame, correlation_id=correlation_id, run_id=run_id, stages=stages)
+                batches += encode_batches(
+                    frame, correlation_id=correlation_id, run_id=run_id, stages=stages, batch_id=batch_id
+                )
             for minute, ticks in lane.bars.late_minutes().items():
                 log.warning("ticks_too_late", symbol=lane.bars.symbol, minute=from_ms(minute).isoformat(), ticks=ticks)
-                self._lose(lane.bars.symbol, minute, minute + MINUTE_MS)
+                self._lose(lane.bars.symbol, minute, minute + MINUTE_MS, "late")
         return batches
 
     def losses(self) -> list[LossInterval]:
@@ -129,6 +134,14 @@ class Book:
             add_counts(total, lane.bars.counts)
         return total
 
+    def _expire(self) -> None:
+        """Batches left the stream before they were taken, of whichever symbols: none is complete until the next one."""
+        log.warning("ticks_expired_untaken", before=self.next_seq - 1)
+        for lane in self._lanes.values():
+            if lane.lost_since is None and lane.bars.watermark:
+                lane.lost_since, lane.lost_cause = lane.bars.watermark, "expired"
+            lane.bars.interrupt()
+
     def _skip(self, message: TickMessage, error: UnreadableBatch) -> None:
         """Pass over a batch that cannot be read; whichever ticks it held, its symbol is not complete."""
         self.unreadable += 1
@@ -139,13 +152,12 @@ class Book:
             lane = None
         if lane is not None and message.seq >= lane.bars.from_seq:
             if lane.lost_since is None and lane.bars.watermark:
-                lane.lost_since = lane.bars.watermark
+                lane.lost_since, lane.lost_cause = lane.bars.watermark, "unreadable"
             lane.bars.interrupt()
 
-    def _lose(self, symbol: str, start: int, end: int) -> None:
+    def _lose(self, symbol: str, start: int, end: int, cause: LossCause) -> None:
         if end > start:
-            # The causes of losses know no better word for what our own consumer could not take in time.
-            self._losses.append(LossInterval(symbol, from_ms(start), from_ms(end), "overflow"))
+            self._losses.append(LossInterval(symbol, from_ms(start), from_ms(end), cause))
 
 
 def _lane(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 import structlog
@@ -29,14 +29,24 @@ WAIT = timedelta(seconds=3)
 LOOK_BACK = timedelta(days=2)
 AGAIN_S = 5.0
 STUCK_AFTER_S = 60.0
+GIVEN_UP_AFTER_S = 600.0
 _ASKED_AT_ONCE = 1000
+
+
+@dataclass(slots=True)
+class _Flush:
+    """The minutes (symbol, opens) that were published under one batch id, and their number."""
+
+    since: float
+    rows: int = 0
+    minutes: list[tuple[str, list[datetime]]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class DeriverHealth:
     """The state of a deriver.
 
-    problems: why it is not healthy, in words. unstored: published minutes that the store does not have yet, in batches.
+    problems: why it is not healthy, in words. unstored: flushes whose minutes the store does not all have yet.
     due: windows that could be derived now; derived, written: windows derived so far, and bars that this changed.
     """
 
@@ -79,7 +89,7 @@ class LiveDeriver:
         self._settings, self._instruments, self._run_id = settings, tuple(instruments), run_id
         self._clock, self._look_back = clock, look_back
         self._touched = Touched(wait)
-        self._unstored: dict[int, tuple[str, list[datetime]]] = {}
+        self._unstored: dict[int, _Flush] = {}
         self._error = ""
         self._failing_since: float | None = None
         self._running = False
@@ -89,8 +99,9 @@ class LiveDeriver:
         """Hear of batches that the aggregator has published: its `on_published`."""
         for batch in batches:
             if batch.headers.timeframe == "1m":
-                opens = batch.frame_slice.get_column("ts").to_list()
-                self._unstored[batch.headers.batch_id] = (batch.headers.symbol, opens)
+                flush = self._unstored.setdefault(batch.headers.batch_id, _Flush(time.monotonic()))
+                flush.rows += batch.headers.rows
+                flush.minutes.append((batch.headers.symbol, batch.frame_slice.get_column("ts").to_list()))
 
     async def run(self, stop: asyncio.Event) -> None:
         """Derive until `stop` is set.
@@ -147,13 +158,18 @@ class LiveDeriver:
             await _wait(stop, EVERY_S)
 
     async def _look(self, rt: Runtime) -> None:
-        """Touch the windows of the minutes that are stored meanwhile."""
+        """Touch the windows of the minutes that are stored meanwhile; those of a flush once all of them are."""
         batch_ids = list(self._unstored)
         for begin in range(0, len(batch_ids), _ASKED_AT_ONCE):
             asked = batch_ids[begin : begin + _ASKED_AT_ONCE]
-            for batch_id in await asyncio.to_thread(rt.ingest.outcomes, asked):
-                symbol, opens = self._unstored.pop(batch_id)
-                self._touched.minutes(symbol, opens)
+            stored = await asyncio.to_thread(rt.ingest.rows_stored, asked, "1m")
+            for batch_id in asked:
+                flush = self._unstored[batch_id]
+                # What was rejected never comes; the windows are then made of what is there.
+                if stored.get(batch_id, 0) >= flush.rows or time.monotonic() - flush.since > GIVEN_UP_AFTER_S:
+                    del self._unstored[batch_id]
+                    for symbol, opens in flush.minutes:
+                        self._touched.minutes(symbol, opens)
 
     async def _derive(
         self, rt: Runtime, instrument: Instrument, windows: Sequence[Window], slots: asyncio.Semaphore

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-STUCK_AFTER_S = 30.0
+from market_pipeline.live.service import UNHEALTHY_AFTER_S
+
+CHECKPOINT_OLD_S = 30.0
 
 State = Literal["standby", "rebuilding", "running", "stopped"]
 
@@ -21,7 +23,7 @@ class AggregatorHealth:
         its first batch. checkpoint_age_s: None before the first.
     Counts since it took over: ticks that made bars; those late but in time, late beyond the lateness, ahead of their
     own arrival, malformed, and of crossed quotes; batches of ticks that came twice, of a lost lease, or unreadable;
-    bars published for the first time, and again as revisions.
+    bars published for the first time, and again as revisions; losses recorded, by cause.
     """
 
     state: State
@@ -47,6 +49,7 @@ class AggregatorHealth:
     unreadable: int
     bars: int
     revisions: int
+    losses: dict[str, int]
     losses_waiting: int
 
     @property
@@ -65,6 +68,7 @@ def problems_of(
     stuck_s: float,
     checkpoint_age_s: float | None,
     losses_waiting: int,
+    unhealthy_after_s: float = UNHEALTHY_AFTER_S,
 ) -> list[str]:
     """Return what is wrong, in words a person can act on."""
     problems = [] if bus_connected else ["no connection to NATS"]
@@ -74,11 +78,11 @@ def problems_of(
         return problems
     if not lease_held:
         problems.append("the lease is not held")
-    if stuck_s > STUCK_AFTER_S:
+    if stuck_s > unhealthy_after_s:
         problems.append(
             f"{pending} batches of ticks and {unpublished} of bars wait without progress for {stuck_s:.0f} s"
         )
-    if checkpoint_age_s is not None and checkpoint_age_s > STUCK_AFTER_S:
+    if checkpoint_age_s is not None and checkpoint_age_s > max(unhealthy_after_s, CHECKPOINT_OLD_S):
         problems.append(f"no checkpoint for {checkpoint_age_s:.0f} s: a restart would take long")
     if losses_waiting:
         problems.append(f"{losses_waiting} losses are not recorded yet")

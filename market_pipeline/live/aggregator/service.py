@@ -7,8 +7,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import structlog
 
@@ -24,6 +23,8 @@ from market_pipeline.errors import BusUnreachable, SettingsError, StreamFull
 from market_pipeline.live.aggregator.book import Book, BookState
 from market_pipeline.live.aggregator.health import AggregatorHealth, State, problems_of
 from market_pipeline.live.collector.loss_recorder import LossRecorder
+from market_pipeline.live.service import UNHEALTHY_AFTER_S
+from market_pipeline.live.stopping import unless
 from market_pipeline.market.instruments import Instrument
 from market_pipeline.market.live_facts import LiveCounts, LiveRules
 
@@ -62,6 +63,7 @@ class Aggregator:
         on_published: OnPublished | None = None,
         lease_ttl_s: float = 10.0,
         silent_ms: int = SILENT_MS,
+        unhealthy_after_s: float = UNHEALTHY_AFTER_S,
     ) -> None:
         """Prepare; nothing is asked of the bus yet, whose streams must exist.
 
@@ -71,6 +73,7 @@ class Aggregator:
             losses: where minutes to repair are kept; default: the bucket `losses`.
             on_published: told of every batch of bars once JetStream has it; must not wait.
             silent_ms: without a batch for so long, the bars under way are published unproven.
+            unhealthy_after_s: ticks or bars that wait for so long without progress are a problem.
 
         Raises:
             SettingsError: there are no instruments.
@@ -81,7 +84,7 @@ class Aggregator:
         self._rules = rules or LiveRules()
         self._run_id = run_id
         self._on_published = on_published
-        self._silent_ms = silent_ms
+        self._silent_ms, self._unhealthy_after_s = silent_ms, unhealthy_after_s
         self._recorder = LossRecorder(losses or LossBucket(bus))
         self._checkpoints = Checkpoints(bus)
         self._publisher = Publisher(
@@ -108,7 +111,7 @@ class Aggregator:
         try:
             while not stop.is_set():
                 self._state = "standby"
-                if not await _unless(stop, self._lease.acquire()):
+                if not await unless(stop, self._lease.acquire()):
                     break
                 try:
                     await self._term(stop)
@@ -142,6 +145,7 @@ class Aggregator:
                     stuck_s=stuck_s,
                     checkpoint_age_s=checkpoint_age_s,
                     losses_waiting=self._recorder.waiting,
+                    unhealthy_after_s=self._unhealthy_after_s,
                 )
             ),
             name=self._name,
@@ -165,6 +169,7 @@ class Aggregator:
             unreadable=book.unreadable if book is not None else 0,
             bars=counts.bars,
             revisions=counts.revisions,
+            losses=dict(self._recorder.recorded),
             losses_waiting=self._recorder.waiting,
         )
 
@@ -243,7 +248,7 @@ class Aggregator:
         waiting = list(batches)
         while waiting:
             self._unpublished = len(waiting)
-            if not self._lease.held and not await _unless(self._lease.lost, self._lease.wait_held()):
+            if not self._lease.held and not await unless(self._lease.lost, self._lease.wait_held()):
                 return False
             answers = await asyncio.gather(*(self._send(each) for each in waiting))
             kept = [batch for batch, ok in zip(waiting, answers, strict=True) if ok]
@@ -287,18 +292,3 @@ class Aggregator:
                 return  # health tells how old it is
             self._saved = state
         self._checkpoint_at = time.monotonic()
-
-
-async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, object]) -> bool:
-    """Do the work; False if `stop` is set before it is done, which ends it."""
-    task, stopped = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
-    try:
-        await asyncio.wait((task, stopped), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            return False
-        task.result()
-        return True
-    finally:
-        for each in (task, stopped):
-            each.cancel()
-        await asyncio.gather(task, stopped, return_exceptions=True)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from market_pipeline.live.service import UNHEALTHY_AFTER_S
 from market_pipeline.vendors.polygon.stream import PolygonStream
 
-STUCK_AFTER_S = 30.0
 AWAY_AFTER_S = 30.0
 
 State = Literal["standby", "running", "stopped"]
@@ -95,6 +95,7 @@ def problems_of(
     queue: int,
     stuck_s: float,
     losses_waiting: int,
+    unhealthy_after_s: float = UNHEALTHY_AFTER_S,
 ) -> list[str]:
     """Return what is wrong, in words a person can act on."""
     problems = [] if bus_connected else ["no connection to NATS"]
@@ -104,7 +105,7 @@ def problems_of(
         return problems
     if not lease_held:
         problems.append("the lease is not held")
-    if stuck_s > STUCK_AFTER_S:
+    if stuck_s > unhealthy_after_s:
         problems.append(f"{queue} ticks wait without progress for {stuck_s:.0f} s")
     for each in streams:
         if each.refused:

@@ -189,10 +189,12 @@ class Intake:
         session, lane.session = lane.session, None
         if session is None:
             return
-        session.ended_ms = alive_ms
         if session.started_ms is None:
+            session.ended_ms = alive_ms
             return
-        from_ms_ = alive_ms - MARGIN_MS
+        # The last data of a silent connection may be older than the session: what went before it, others answer for.
+        session.ended_ms = max(alive_ms, session.started_ms)
+        from_ms_ = session.ended_ms - MARGIN_MS
         if session.lost_from_ms is not None and not session.told:
             # Nobody has been told yet of the loss before this session: the next one tells of both.
             from_ms_ = min(from_ms_, session.lost_from_ms)

@@ -6,7 +6,7 @@ import asyncio
 import os
 import secrets
 import socket
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from market_pipeline.live.collector.intake import Intake
 from market_pipeline.live.collector.lanes import Lane
 from market_pipeline.live.collector.loss_recorder import LossRecorder
 from market_pipeline.live.collector.outlet import Lanes, TickOutlet
+from market_pipeline.live.stopping import unless
 from market_pipeline.market.instruments import Instrument
 from market_pipeline.market.timeframes import to_ms
 from market_pipeline.settings import Settings
@@ -95,7 +96,7 @@ class Collector:
         try:
             while not stop.is_set():
                 self._state = "standby"
-                if not await _unless(stop, self._lease.acquire()):
+                if not await unless(stop, self._lease.acquire()):
                     break
                 try:
                     await self._term(stop)
@@ -126,6 +127,7 @@ class Collector:
                     queue=intake.size,
                     stuck_s=lanes.stuck_s,
                     losses_waiting=self._recorder.waiting,
+                    unhealthy_after_s=self._settings.live.unhealthy_after_s,
                 )
             ),
             collector_id=self.collector_id,
@@ -152,7 +154,7 @@ class Collector:
         ended = asyncio.Event()
         watch = [asyncio.create_task(_when(event, ended)) for event in (stop, self._lease.lost)]
         try:
-            if not await _unless(ended, self._inherit()):
+            if not await unless(ended, self._inherit()):
                 return
             self._state = "running"
             streams = [asyncio.create_task(self._stream(each), name=f"stream {each.url}") for each in self._streams]
@@ -211,7 +213,7 @@ class Collector:
     def _new_intake(self) -> Intake:
         stream = self._settings.stream
         lanes = (Lane(each.key, each.calendar, PRIMARY_KIND[MARKETS[each.asset_class]]) for each in self._instruments)
-        name = f"{self.collector_id}.{self._lease.epoch}"
+        name = f"{self._lease.epoch:x}"  # of a lease there is each epoch once, so sessions need no longer name
         return Intake(lanes, stream.queue, stream.batch_ticks, name, self._recorder.add, self._clock)
 
     def _new_streams(self) -> list[PolygonStream]:
@@ -259,19 +261,6 @@ class Collector:
 async def _when(event: asyncio.Event, then: asyncio.Event) -> None:
     await event.wait()
     then.set()
-
-
-async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, object]) -> bool:
-    """Do the work; False if `stop` is set before it is done, which ends it."""
-    task, stopped = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
-    try:
-        await asyncio.wait((task, stopped), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            return False
-        task.result()
-        return True
-    finally:
-        await _end([task, stopped])
 
 
 async def _end(tasks: Sequence[asyncio.Future[Any]]) -> None:
