@@ -65,6 +65,7 @@ class BridgeWorker(StreamWorker):
         max_group_rows: rows that one insert takes at most.
         groups_in_flight: groups that are compared and inserted at once.
         gather_s: how long a group may wait for more batches; short where latency counts.
+        quiet_s: how long nothing may come before a group is taken as whole; None: it waits `gather_s`.
         merge_lines: write one line a flush to the ledger, where many small batches share an id.
         executor: where blocking calls run; None: the event loop's threads.
     """
@@ -77,6 +78,7 @@ class BridgeWorker(StreamWorker):
     max_group_batches: int = 32
     groups_in_flight: int = 2
     gather_s: float = 0.3
+    quiet_s: float | None = None
     merge_lines: bool = False
     executor: Executor | None = None
     stats: BridgeStats = field(default_factory=BridgeStats)

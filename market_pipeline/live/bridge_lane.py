@@ -175,7 +175,8 @@ class Lane:
         """Run the worker until `stop`, then give it `FINISH_S` for what it holds."""
         work = asyncio.create_task(worker.run(stop), name=f"bridge {self.spec.stream}")
         stopped = asyncio.create_task(stop.wait())
-        watch = asyncio.create_task(self._watch(consumer))
+        ended = asyncio.Event()
+        watch = asyncio.create_task(self._watch(consumer, ended))
         try:
             await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
@@ -187,14 +188,15 @@ class Lane:
         except SettingsError as error:  # somebody deleted the stream under us: it is created anew
             raise BusUnreachable(str(error)) from error
         finally:
+            ended.set()  # a cancellation alone may be lost: wait_for of Python 3.11 drops one that meets the answer
             for task in (work, stopped, watch):
                 task.cancel()
             with suppress(asyncio.CancelledError):
                 await asyncio.gather(work, stopped, watch, return_exceptions=True)
 
-    async def _watch(self, consumer: BatchConsumer) -> None:
+    async def _watch(self, consumer: BatchConsumer, ended: asyncio.Event) -> None:
         """Ask the server every second how far the stream is behind."""
-        while True:
+        while not ended.is_set():
             try:
                 self.lag = await consumer.pending()
                 self._waiting.look(self.lag, time.monotonic())
@@ -205,7 +207,7 @@ class Lane:
             except BusError as error:
                 if self._away is None:
                     self._away = (time.monotonic(), str(error))
-            await asyncio.sleep(LOOK_S)
+            await _wait(ended, LOOK_S)
 
 
 async def _wait(stop: asyncio.Event, seconds: float) -> None:

@@ -30,7 +30,7 @@ from market_pipeline.stores.seconds import AllBarStore
 log = structlog.get_logger(__name__)
 
 # A live flush comes within a few milliseconds; longer would only be added to every bar's latency.
-LIVE_GATHER_S = 0.02
+LIVE_GATHER_S, LIVE_QUIET_S = 0.02, 0.008
 LIVE_GROUP_BATCHES = 256
 # One group compares and inserts while the ledger of the one before is written, and a third waits for neither.
 LIVE_GROUPS = 3
@@ -92,6 +92,7 @@ class BridgeService:
                     raise result
         finally:
             self._running = False
+            ended.set()
             for task in (*lanes, stopped):
                 task.cancel()
             await asyncio.gather(*lanes, stopped, return_exceptions=True)
@@ -142,6 +143,7 @@ def _live(
         max_group_batches=LIVE_GROUP_BATCHES,
         groups_in_flight=LIVE_GROUPS,
         gather_s=LIVE_GATHER_S,
+        quiet_s=LIVE_QUIET_S,
         merge_lines=True,
         executor=threads,
         stats=stats,

@@ -53,6 +53,7 @@ class BridgeStats:
 class StreamWorker:
     """Consume one stream until told to stop; a subclass says how a group is stored, and has these attributes.
 
+    quiet_s: a group is taken as whole when nothing has come for so long; None: only after `gather_s`.
     executor: where blocking calls run; None: the event loop's threads, which everything else of the process shares.
     """
 
@@ -62,6 +63,7 @@ class StreamWorker:
     max_group_batches: int
     groups_in_flight: int
     gather_s: float
+    quiet_s: float | None = None
     executor: Executor | None
     stats: BridgeStats
 
@@ -118,7 +120,10 @@ class StreamWorker:
             left = until - time.monotonic()
             if room <= 0 or rows >= self.max_group_rows or left <= 0:
                 break
-            group += await self.consumer.fetch(room, min(left, 0.1))
+            more = await self.consumer.fetch(room, min(left, self.quiet_s or 0.1))
+            if not more and self.quiet_s is not None:
+                break
+            group += more
         return group
 
     async def _handle(self, group: list[Delivery]) -> None:

