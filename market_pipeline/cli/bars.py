@@ -63,7 +63,7 @@ def register(app: typer.Typer) -> None:
     @app.command()
     def trace(
         symbol: Annotated[str, typer.Argument(help="EUR/USD, EURUSD or C:EURUSD")],
-        timeframe: Annotated[str, typer.Argument(help="1m, 5m, 15m, 30m, 1h, 4h, 1d or 1w")],
+        timeframe: Annotated[str, typer.Argument(help="1s, 1m, 5m, 15m, 30m, 1h, 4h, 1d or 1w")],
         ts: Annotated[str, typer.Argument(help="Open of the window: 2024-01-31T15:30, UTC")],
         home: Home = None,
     ) -> None:
@@ -73,12 +73,13 @@ def register(app: typer.Typer) -> None:
         from market_pipeline.read import moment
         from market_pipeline.settings import load_settings
         from market_pipeline.stores import open_stores
+        from market_pipeline.stores.seconds import AllBarStore
 
         settings = load_settings(home)
         key = load_instruments(settings).get(symbol).key
         opened = timeframes.floor(moment(ts, "ts"), timeframe)
         with open_stores(settings, migrate=False) as stores:
-            rows = stores.bars.rows_of_bar(key, timeframe, opened)
+            rows = AllBarStore(stores.client).rows_of_bar(key, timeframe, opened)
             lines = stores.ingest.trace_bar(key, timeframe, opened)
         console = Console()
         if rows.is_empty():
@@ -145,7 +146,10 @@ def _rows_table(rows: pl.DataFrame, title: str) -> Table:
 def _batch_table(line: IngestRow) -> Table:
     """Return what a batch was and when it passed each stage, with the milliseconds since the stage before."""
     table = Table(title=f"batch {line.batch_id}", box=SIMPLE_HEAD, show_header=False, title_justify="left")
-    for name in ("source", "outcome", "rows", "new_rows", "restated_rows", "unchanged_rows", "subject", "stream_seq"):
+    # of a live flush: `*` where it brought bars of several symbols
+    for name in ("symbol", "timeframe", "source", "outcome"):
+        table.add_row(name, _shown(getattr(line, name)), "")
+    for name in ("rows", "new_rows", "restated_rows", "unchanged_rows", "subject", "stream_seq"):
         table.add_row(name, _shown(getattr(line, name)), "")
     for name in ("run_id", "correlation_id", "vendor_request_id"):
         table.add_row(name, _shown(getattr(line, name)), "")

@@ -13,6 +13,7 @@ import structlog
 
 from market_pipeline.bus.session import BusSession, open_bus
 from market_pipeline.bus.streams import HISTORY
+from market_pipeline.errors import BusError
 from market_pipeline.history.gather import Gather
 from market_pipeline.history.tracker import Tracker
 from market_pipeline.instruments_file import load_instruments
@@ -143,3 +144,5 @@ async def _stop(worker: asyncio.Task[None], stop: asyncio.Event) -> None:
         await asyncio.wait_for(worker, timeout=20)
     except (TimeoutError, asyncio.CancelledError):
         worker.cancel()
+    except BusError as error:  # the connection is closed for good: the run's own publishing has said so
+        log.warning("bridge_ended_early", error=str(error))

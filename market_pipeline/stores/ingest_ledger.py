@@ -11,9 +11,9 @@ from typing import Protocol
 import polars as pl
 
 from market_pipeline.market.bars import TS
-from market_pipeline.market.timeframes import from_ms
-from market_pipeline.stores.bar_facts import BarFacts
+from market_pipeline.market.timeframes import TIMEFRAMES, from_ms
 from market_pipeline.stores.clickhouse import Client
+from market_pipeline.stores.seconds import AllBarStore
 from market_pipeline.stores.sql_files import load_sql
 
 STORED, REJECTED = "stored", "rejected"
@@ -190,11 +190,20 @@ class IngestLedger:
         return [IngestRow(**row) for row in frame.iter_rows(named=True)]
 
     def trace_bar(self, symbol: str, timeframe: str, ts: datetime, source: str | None = None) -> list[IngestRow]:
-        """Return the lines of every batch that wrote a stored row of one bar, of one source or of all, oldest first."""
-        rows = BarFacts(self._client).rows_of_bar(symbol, timeframe, ts)
+        """Return the lines of every batch that wrote a stored row of one bar, of one source or of all, oldest first.
+
+        A live flush has one id for all its symbols and timeframes, and a line for each timeframe: only those of the
+        bar's own are returned.
+        """
+        rows = AllBarStore(self._client).rows_of_bar(symbol, timeframe, ts)
         if source is not None:
             rows = rows.filter(pl.col("source") == source)
-        lines = [line for batch_id in rows["batch_id"].unique().to_list() for line in self.trace(batch_id)]
+        lines = [
+            line
+            for batch_id in rows["batch_id"].unique().to_list()
+            for line in self.trace(batch_id)
+            if line.timeframe == timeframe
+        ]
         return sorted(lines, key=lambda line: line.inserted_at)
 
     def run_summary(self, run_id: str) -> pl.DataFrame:
@@ -235,3 +244,23 @@ class IngestLedger:
             return {}
         statement, parameters = load_sql("batch_rows_stored"), {"batch_ids": wanted, "timeframe": timeframe}
         return {batch_id: int(rows) for batch_id, rows in self._client.rows(statement, parameters)}
+
+    def live_latency(self, since: datetime, until: datetime | None = None) -> dict[str, float]:
+        """Return how soon live bars were stored in [since, until), and how many.
+
+        Keys: received_to_inserted_p50, _p95, _p99 and window_end_to_inserted_p50, _p95, _p99 in milliseconds, over
+        flushes: from the arrival of the newest tick, and from the end of the newest window, to the row in ClickHouse.
+        Flushes of new bars alone count, since a revision is late by its nature. rows_per_minute and flushes as well.
+        {} where nothing was stored.
+        """
+        parameters = {
+            "since": since,
+            "until": until or datetime.now(UTC),
+            "timeframes": list(TIMEFRAMES),
+            "lengths": [each.milliseconds for each in TIMEFRAMES.values()],
+        }
+        frame = self._client.frame(load_sql("live_latency"), parameters)
+        row = frame.row(0, named=True)
+        if not row["rows_per_minute"]:
+            return {}
+        return {name: float(value) for name, value in row.items() if value is not None and value == value}

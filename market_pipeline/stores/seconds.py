@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import polars as pl
 import pyarrow as pa
@@ -14,6 +15,9 @@ import pyarrow.ipc
 from market_pipeline.errors import UnreadableBatch
 from market_pipeline.stores.bars import BarStore, BatchRange, SeriesDigest
 from market_pipeline.stores.clickhouse import Client
+
+A = TypeVar("A")
+R = TypeVar("R")
 
 SECONDS = "1s"
 _RELATIONS = {
@@ -49,14 +53,15 @@ class AllBarStore(BarStore):
     def __init__(self, client: Client) -> None:
         super().__init__(client)
         self.seconds = BarStore(_SecondsClient(client))
+        # Not more: so many groups are in flight at most.
+        self._threads = ThreadPoolExecutor(4, thread_name_prefix="seconds")
 
     def insert_arrow_messages(self, payloads: Sequence[bytes]) -> None:
         """Insert payloads as BarStore does, each into its table; a payload of ours holds one timeframe."""
         codes = [_timeframe_of(payload, position) for position, payload in enumerate(payloads)]
-        super().insert_arrow_messages([each for each, code in zip(payloads, codes, strict=True) if code != SECONDS])
-        self.seconds.insert_arrow_messages(
-            [each for each, code in zip(payloads, codes, strict=True) if code == SECONDS]
-        )
+        coarser = [each for each, code in zip(payloads, codes, strict=True) if code != SECONDS]
+        seconds = [each for each, code in zip(payloads, codes, strict=True) if code == SECONDS]
+        self._both((self.seconds.insert_arrow_messages, seconds), (super().insert_arrow_messages, coarser))
 
     def insert_frame(self, frame: pl.DataFrame) -> None:
         """Insert rows as BarStore does, each into its table."""
@@ -65,11 +70,11 @@ class AllBarStore(BarStore):
 
     def series_digests(self, ranges: Sequence[BatchRange]) -> list[SeriesDigest]:
         """Return counts and digests as BarStore does: one query for the seconds, one for all others."""
-        digests: dict[int, SeriesDigest] = {}
-        for ask, wanted in ((super().series_digests, False), (self.seconds.series_digests, True)):
-            places = [place for place, each in enumerate(ranges) if (each.timeframe == SECONDS) is wanted]
-            digests |= dict(zip(places, ask([ranges[place] for place in places]), strict=True))
-        return [digests[place] for place in range(len(ranges))]
+        seconds = [each for each in ranges if each.timeframe == SECONDS]
+        coarser = [each for each in ranges if each.timeframe != SECONDS]
+        of_seconds, of_coarser = self._both((self.seconds.series_digests, seconds), (super().series_digests, coarser))
+        found = {True: iter(of_seconds), False: iter(of_coarser)}
+        return [next(found[each.timeframe == SECONDS]) for each in ranges]
 
     def stored_rows(
         self,
@@ -106,6 +111,19 @@ class AllBarStore(BarStore):
         """Return every stored row of one bar as BarFacts does."""
         read: Callable[..., pl.DataFrame] = self._of(timeframe, "rows_of_bar")
         return read(symbol, timeframe, ts)
+
+    def _both(
+        self, seconds: tuple[Callable[[list[A]], R], list[A]], coarser: tuple[Callable[[list[A]], R], list[A]]
+    ) -> tuple[R, R]:
+        """Call both, at once where both have something to do: a flush at the end of a minute brings both kinds."""
+        if not (seconds[1] and coarser[1]):
+            return seconds[0](seconds[1]), coarser[0](coarser[1])
+        other = self._threads.submit(seconds[0], seconds[1])
+        try:
+            mine = coarser[0](coarser[1])
+        finally:
+            wait([other])
+        return other.result(), mine
 
     def _of(self, timeframe: str, method: str) -> Callable[..., Any]:
         store = self.seconds if timeframe == SECONDS else super()

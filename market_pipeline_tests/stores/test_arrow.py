@@ -11,6 +11,7 @@ from polars.testing import assert_frame_equal
 
 from market_pipeline import payload
 from market_pipeline.errors import UnreadableBatch
+from market_pipeline.market.bars import MINUTE_SOURCES
 from market_pipeline.stores.arrow import END_OF_STREAM, splice
 from market_pipeline.stores.bars import BarStore
 from market_pipeline.stores.clickhouse import Client
@@ -40,6 +41,21 @@ def dictionary_symbols(frame: pl.DataFrame) -> bytes:
 def test_spliced_payloads_are_what_one_writer_would_have_written() -> None:
     frames = [minutes(500, symbol=symbol, seed=i) for i, symbol in enumerate(("EURUSD", "USDJPY", "BRK.B"))]
     assert splice([payload.encode(frame) for frame in frames]) == [written_at_once(frames)]
+
+
+def test_tiny_payloads_become_one_record_batch(client: Client) -> None:
+    """Each has rows of its own codes, so that a dictionary read wrongly would show."""
+    rows = [
+        minutes(1, symbol=f"S{number}", source=source, timeframe=code, seed=number)
+        for number, (source, code) in enumerate((s, c) for s in MINUTE_SOURCES for c in ("1m", "1d", "1w"))
+    ]
+    (stream,) = splice([payload.encode(row) for row in rows])
+    assert len(list(pa.ipc.open_stream(stream))) == 1
+    assert_frame_equal(payload.decode(stream), pl.concat(rows))
+    BarStore(client).insert_arrow_messages([payload.encode(row) for row in rows])
+    for row in rows:
+        key = [row[name][0] for name in ("symbol", "timeframe", "source", "ts")]
+        assert_frame_equal(plain(BarStore(client).stored_rows(*key, key[-1])), plain(row))
 
 
 def test_a_single_payload_is_not_touched() -> None:
