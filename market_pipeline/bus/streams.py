@@ -28,7 +28,7 @@ MB = 1024 * 1024
 DUPLICATE_WINDOW_S = 120.0
 ACK_WAIT_S = 15.0
 # TICKS: three groups of the tick bridge: one is stored, one decoded, one fetched.
-MAX_ACK_PENDING = {HISTORY: 64, TICKS: 4096}
+MAX_ACK_PENDING = {HISTORY: 64, TICKS: 2048}
 MAX_ACK_PENDING_OTHERS = 256
 # Room for one batch and its acknowledgement even on the smallest disk.
 LEAST_BYTES = 8 * MB

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 
 import polars as pl
+from nats.js.errors import NotFoundError
 
 from market_pipeline.bus.envelope import now_ms
 from market_pipeline.bus.session import BusSession
@@ -90,10 +91,11 @@ async def drained(bus: BusSession) -> None:
     """Wait until the bridge has acknowledged everything that TICKS holds."""
     end = time.monotonic() + 60
     while True:
-        info = await bus.js.consumer_info(TICKS, "ticks")
-        if not info.num_pending and not info.num_ack_pending:
-            return
-        assert time.monotonic() < end, info
+        with suppress(NotFoundError):  # the bridge has not begun yet
+            info = await bus.js.consumer_info(TICKS, "ticks")
+            if not info.num_pending and not info.num_ack_pending:
+                return
+        assert time.monotonic() < end
         await asyncio.sleep(0.05)
 
 

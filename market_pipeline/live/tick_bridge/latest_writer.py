@@ -31,7 +31,7 @@ class LatestWriter:
 
     def take(self, batches: Iterable[TickBatch]) -> None:
         """Note the last tick of each symbol of batches that were just stored, in their order."""
-        for batch in {batch.symbol: batch for batch in batches}.values():
+        for batch in batches:
             self._known[batch.symbol] = _merged(self._known.get(batch.symbol), batch)
             self._changed.add(batch.symbol)
 
@@ -54,12 +54,17 @@ class LatestWriter:
 
 
 def _merged(before: LatestTick | None, batch: TickBatch) -> LatestTick:
-    """Return the batch's last tick, beside the quote or trade known before it."""
-    row = batch.frame.row(-1, named=True)
+    """Return the batch's last quote and last trade, each as known before where it has none."""
+    kinds = batch.frame.get_column("kind")
+    rows = [batch.frame.row(-1, named=True)]
+    other = kinds != rows[0]["kind"]
+    if other.any():
+        rows.append(batch.frame.filter(other).row(-1, named=True))
     bid, ask = (before.bid, before.ask) if before else (None, None)
     price, size = (before.price, before.size) if before else (None, None)
-    if row["kind"] == QUOTE:
-        bid, ask = row["bid"], row["ask"]
-    else:
-        price, size = row["price"], row["size"]
-    return LatestTick(batch.symbol, to_ms(row["ts"]), to_ms(row["received_at"]), bid, ask, price, size)
+    for row in rows:
+        if row["kind"] == QUOTE:
+            bid, ask = row["bid"], row["ask"]
+        else:
+            price, size = row["price"], row["size"]
+    return LatestTick(batch.symbol, to_ms(rows[0]["ts"]), to_ms(rows[0]["received_at"]), bid, ask, price, size)

@@ -162,8 +162,10 @@ class TickMover:
         bad = [
             *group.unstorable,
             *(
-                Unstorable(delivery, Reason.MALFORMED_ROW, result.detail)
-                for (delivery, _), result in zip(group.sources, results, strict=True)
+                Unstorable(
+                    delivery, Reason.INSERT_FAILED if place in group.given_up else Reason.MALFORMED_ROW, result.detail
+                )
+                for place, ((delivery, _), result) in enumerate(zip(group.sources, results, strict=True))
                 if result.outcome is Outcome.REJECTED
             ),
         ]
@@ -198,17 +200,25 @@ class TickMover:
         try:
             return await self._commit(group.batches)
         except StoreQueryError as error:
-            log.warning("tick_group_refused", batches=len(group.batches), error=str(error))
-        return [await self._alone(batch) for batch in group.batches]
+            said = str(error)
+            log.warning("tick_group_refused", batches=len(group.batches), error=said)
+        results = []
+        for place, batch in enumerate(group.batches):
+            result = await self._alone(batch)
+            if result is None:
+                group.given_up.add(place)
+                result = BatchResult(batch.batch_id, Outcome.REJECTED, said)
+            results.append(result)
+        return results
 
-    async def _alone(self, batch: TickBatch) -> BatchResult:
-        """Store one batch; give it up when the store refuses it again and again while it takes a tick of the probe."""
+    async def _alone(self, batch: TickBatch) -> BatchResult | None:
+        """Store one batch; None when the store refuses it again and again while it takes a tick of the probe."""
         refused = 0
         while True:
             try:
                 return (await self._commit([batch]))[0]
             except StoreQueryError as error:
-                said = str(error)
+                log.debug("tick_batch_refused_by_store", batch_id=batch.batch_id, error=str(error))
             try:
                 await self._patiently(self._store.probe)
                 refused += 1
@@ -216,7 +226,7 @@ class TickMover:
             except StoreQueryError as error:
                 self.store_problem = str(error)  # it refuses everything: not the batch's fault
             if refused >= MAX_ATTEMPTS:
-                return BatchResult(batch.batch_id, Outcome.REJECTED, said)
+                return None
             await self._sleep(REFUSED_WAIT_S if refused else LONGEST_WAIT_S)
 
     async def _commit(self, batches: list[TickBatch]) -> list[BatchResult]:
@@ -260,7 +270,10 @@ class TickMover:
         stored_until = await self._patiently(self._store.last_times)
         if stored_until:
             self._counts.holes += 1
-            log.error("ticks_left_the_stream_unstored", from_seq=self._place.seq + 1, to_seq=seq)
+            # from 1 to 0 or so: the stream is not the one of before, and nobody knows what that one held
+            log.error(
+                "ticks_left_the_stream_unstored", from_seq=self._place.seq + 1, to_seq=seq, symbols=len(stored_until)
+            )
         self._place = self._place.with_hole(seq, stored_until)
         await self._save()
 

@@ -76,7 +76,7 @@ def resume(known: Place | None, span: StreamSpan, ack_floor: int) -> tuple[Place
     The second is None where nothing is missing. Without a place, or in another stream than the place is of, everything
     that the stream no longer holds counts as missing, even if it is nothing: the old stream may have held more.
     """
-    before = span.first_seq - 1
+    before = max(0, span.first_seq - 1)  # a stream that never held anything begins at 0
     if known is None or known.stream != span.created or known.seq > span.last_seq:
         return Place(span.created, 0, known.missed if known else {}), before
     if before > known.seq:

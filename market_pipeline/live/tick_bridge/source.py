@@ -16,7 +16,7 @@ from market_pipeline.live.tick_bridge.group import ticks_said
 
 log = structlog.get_logger(__name__)
 
-MAX_MESSAGES = 1024
+MAX_MESSAGES = 512
 MAX_TICKS = 16_384
 WAIT_S = 0.5
 CHECK_EVERY_S = 1.0
