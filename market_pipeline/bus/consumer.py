@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -168,6 +169,35 @@ class BatchConsumer:
         """Give messages back, to any worker, after `delay_s`; their next delivery counts one more."""
         payload = b'-NAK {"delay": %d}' % round(delay_s * 1e9) if delay_s > 0 else b"-NAK"
         await self._send(deliveries, payload)
+
+    async def reset(self) -> None:
+        """Let everything that is not acknowledged be delivered again now, in the order of the stream.
+
+        For the one worker that consumes in order: what it, or one that died, was sent and does not hold any more need
+        not wait for `ack_wait_s` while later messages pass it. Acknowledgements under way still count.
+
+        Raises:
+            BusUnreachable: JetStream does not answer, or is too old to know the request (it came with 2.14).
+        """
+        subject = f"$JS.API.CONSUMER.RESET.{self.stream}.{self.durable}"
+        try:
+            answer = await self._nc.request(subject, b"", timeout=CONFIRM_TIMEOUT_S)
+        except (nats.errors.Error, TimeoutError) as error:
+            raise bus_error(error, f"resetting {self.durable} of {self.stream} (with NATS 2.14 or later)") from error
+        if said := json.loads(answer.data).get("error"):
+            raise BusUnreachable(f"resetting {self.durable} of {self.stream}: JetStream says {said.get('description')}")
+
+    async def ack_floor(self) -> int:
+        """Return the stream's sequence up to which everything is acknowledged, or has left the stream.
+
+        Raises:
+            BusUnreachable: JetStream does not answer.
+        """
+        try:
+            info = await self._js.consumer_info(self.stream, self.durable)
+        except (APIError, JetStreamError, nats.errors.Error, TimeoutError) as error:
+            raise bus_error(error, f"consumer {self.durable} of {self.stream}") from error
+        return info.ack_floor.stream_seq if info.ack_floor else 0
 
     async def in_progress(self, deliveries: Iterable[Delivery]) -> None:
         """Start the messages' `ack_wait_s` again."""

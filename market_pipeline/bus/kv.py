@@ -15,9 +15,15 @@ KV_ERRORS = (APIError, JetStreamError, nats.errors.Error, TimeoutError, OSError)
 
 
 async def open_bucket(
-    js: JetStreamContext, name: str, description: str, *, ttl_s: float | None = None, replicas: int = 1
+    js: JetStreamContext,
+    name: str,
+    description: str,
+    *,
+    ttl_s: float | None = None,
+    replicas: int = 1,
+    storage: api.StorageType = api.StorageType.FILE,
 ) -> KeyValue:
-    """Return the bucket of this name, on disk, one revision a key; it is created when there is none.
+    """Return the bucket of this name, one revision a key; it is created when there is none, on disk unless told so.
 
     Raises:
         BusUnreachable: JetStream does not answer.
@@ -32,7 +38,7 @@ async def open_bucket(
                 api.KeyValueConfig(
                     bucket=name,
                     description=description,
-                    storage=api.StorageType.FILE,
+                    storage=storage,
                     history=1,
                     ttl=ttl_s,
                     replicas=replicas,

@@ -27,7 +27,8 @@ MB = 1024 * 1024
 # Longer than a publisher goes on sending one batch again, so that a re-send is always recognised.
 DUPLICATE_WINDOW_S = 120.0
 ACK_WAIT_S = 15.0
-MAX_ACK_PENDING = {HISTORY: 64}
+# TICKS: three groups of the tick bridge: one is stored, one decoded, one fetched.
+MAX_ACK_PENDING = {HISTORY: 64, TICKS: 2048}
 MAX_ACK_PENDING_OTHERS = 256
 # Room for one batch and its acknowledgement even on the smallest disk.
 LEAST_BYTES = 8 * MB

@@ -49,10 +49,14 @@ class TickMessage:
 
 @dataclass(frozen=True, slots=True)
 class StreamSpan:
-    """Say what a stream holds: its first and last sequence; last is first − 1 when it is empty."""
+    """Say what a stream holds: its first and last sequence; last is first − 1 when it is empty.
+
+    created: when the stream was made, as text: a stream that was lost and made anew counts from 1 again.
+    """
 
     first_seq: int
     last_seq: int
+    created: str = ""
 
 
 async def ticks_span(bus: BusSession) -> StreamSpan:
@@ -63,12 +67,12 @@ async def ticks_span(bus: BusSession) -> StreamSpan:
         BusUnreachable: JetStream does not answer.
     """
     try:
-        state = (await bus.js.stream_info(TICKS)).state
+        info = await bus.js.stream_info(TICKS)
     except NotFoundError as error:
         raise SettingsError(f"the stream {TICKS} does not exist: start with ensure_streams") from error
     except KV_ERRORS as error:
         raise bus_error(error, f"stream {TICKS}") from error
-    return StreamSpan(state.first_seq, state.last_seq)
+    return StreamSpan(info.state.first_seq, info.state.last_seq, str(info.created))
 
 
 class TickReader:

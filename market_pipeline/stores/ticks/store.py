@@ -162,6 +162,11 @@ class TickStore:
             found = await rows(connection, "losses", values)
         return pl.DataFrame(found, schema=LOSSES_SCHEMA, orient="row")
 
+    async def last_times(self) -> dict[str, datetime]:
+        """Return the time of the last tick stored of each symbol (the key)."""
+        async with self._session() as connection:
+            return dict(await rows(connection, "batches_last_times"))
+
     async def epochs(self) -> dict[str, int]:
         """Return the epoch that reigns over each symbol."""
         async with self._session() as connection:

@@ -1,0 +1,76 @@
+"""Messages of TICKS that are stored together: told apart and decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from market_pipeline.bus.consumer import Delivery
+from market_pipeline.bus.tick_envelope import TickHeaders, decode_tick_batch
+from market_pipeline.errors import UnreadableBatch
+from market_pipeline.stores.ticks import TickBatch
+
+
+@dataclass(slots=True)
+class Unstorable:
+    """A delivery that can never be stored, and why: `reason` as dead letters name it."""
+
+    delivery: Delivery
+    reason: str
+    error: str
+
+
+@dataclass(slots=True)
+class Group:
+    """Hold deliveries in the order of the stream.
+
+    headers: of those whose envelope can be read, heartbeats too. batches: of those with ticks, and beside each its
+    delivery and its headers. unstorable: the rest, which goes to dead letters. given_up: places of batches that the
+    store refused for good.
+    """
+
+    deliveries: Sequence[Delivery]
+    headers: list[TickHeaders] = field(default_factory=list)
+    batches: list[TickBatch] = field(default_factory=list)
+    sources: list[tuple[Delivery, TickHeaders]] = field(default_factory=list)
+    unstorable: list[Unstorable] = field(default_factory=list)
+    given_up: set[int] = field(default_factory=set)
+
+    @property
+    def last_seq(self) -> int:
+        """Return the highest sequence in the stream."""
+        return max(each.stream_seq for each in self.deliveries)
+
+
+def decode_group(deliveries: Sequence[Delivery]) -> Group:
+    """Read envelopes and payloads; what cannot be read does not hold up the rest."""
+    group = Group(deliveries)
+    for delivery in deliveries:
+        try:
+            headers = TickHeaders.from_nats(delivery.headers)
+            frame = decode_tick_batch(delivery.payload, headers)
+        except UnreadableBatch as error:
+            group.unstorable.append(Unstorable(delivery, error.reason, str(error)))
+            continue
+        group.headers.append(headers)
+        if headers.heartbeat:
+            continue
+        group.batches.append(
+            TickBatch(
+                headers.batch_id,
+                headers.symbol,
+                headers.epoch,
+                frame,
+                headers.collector_id,
+                headers.session_id,
+                headers.correlation_id,
+            )
+        )
+        group.sources.append((delivery, headers))
+    return group
+
+
+def ticks_said(deliveries: Sequence[Delivery]) -> int:
+    """Return the ticks that the headers promise, for sizing a group only."""
+    said = (each.headers.get("Rows", "") for each in deliveries)
+    return sum(int(rows) for rows in said if rows.isdecimal())

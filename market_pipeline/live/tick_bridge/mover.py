@@ -1,0 +1,304 @@
+"""One term of the tick bridge: from TICKS into the tick store, in order, for as long as the lease is held.
+
+Three groups are in memory at most: one is stored, one is decoded, one is fetched. While PostgreSQL is away they are
+kept alive and tried again, and nothing more is fetched: the rest stays in the stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+import structlog
+
+from market_pipeline.bus.checkpoint import Checkpoints
+from market_pipeline.bus.consumer import KEEP_ALIVE_S, BatchConsumer, Delivery
+from market_pipeline.bus.dead_letters import Reason
+from market_pipeline.bus.envelope import now_ms
+from market_pipeline.bus.session import BusSession
+from market_pipeline.bus.tick_reader import ticks_span
+from market_pipeline.errors import BusError, SettingsError, StoreQueryError, StoreUnreachable
+from market_pipeline.live.tick_bridge.group import Group, Unstorable, decode_group
+from market_pipeline.live.tick_bridge.latest_writer import LatestWriter
+from market_pipeline.live.tick_bridge.meter import Counts, Meter
+from market_pipeline.live.tick_bridge.place import Place, resume
+from market_pipeline.live.tick_bridge.source import OrderedSource
+from market_pipeline.stores.ticks import BatchResult, Outcome, TickBatch, TickStore
+
+log = structlog.get_logger(__name__)
+
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.25, 5.0
+MAX_ATTEMPTS = 10
+"""Attempts after which a batch that the store refuses, while it takes others, goes to dead letters."""
+REFUSED_WAIT_S = 0.2
+
+T = TypeVar("T")
+
+
+class TermEnded(Exception):
+    """Told to end while the store is away."""
+
+
+class TickMover:
+    """Move ticks until it is told to end. `store_problem`: why the store does not take them, empty when it does."""
+
+    def __init__(
+        self,
+        bus: BusSession,
+        consumer: BatchConsumer,
+        store: TickStore,
+        counts: Counts,
+        meter: Meter,
+        latest: LatestWriter,
+        *,
+        name: str,
+        held: Callable[[], bool],
+        ended: asyncio.Event,
+        gather_s: float,
+    ) -> None:
+        """Prepare; `name` is the place's, `held` says whether we may still write it; `ended` ends the term."""
+        self._bus, self._consumer, self._store = bus, consumer, store
+        self._counts, self._meter, self._latest = counts, meter, latest
+        self._name, self._may_save = name, held
+        self._ended, self._gather_s = ended, gather_s
+        self._checkpoints = Checkpoints(bus)
+        self._queue: asyncio.Queue[Group] = asyncio.Queue(maxsize=1)
+        self._held: list[Sequence[Delivery]] = []
+        self._place = Place("", 0)
+        self._saved: Place | None = None
+        self.store_problem = ""
+        self.progress_at = time.monotonic()
+
+    @property
+    def missed(self) -> int:
+        """Symbols that may lack ticks up to a time that is not known yet."""
+        return len(self._place.missed)
+
+    async def begin(self) -> None:
+        """Find the place, create the streams where they are gone, and have everything unacknowledged come again.
+
+        Raises:
+            BusUnreachable: JetStream does not answer.
+            SettingsError: NATS has no room for the streams.
+            TermEnded: before the store answered.
+            StoreAuthError, StoreQueryError: the store refuses to work.
+        """
+        try:
+            span = await ticks_span(self._bus)
+        except SettingsError:
+            await self._bus.ensure_streams()
+            span = await ticks_span(self._bus)
+        await self._consumer.start()
+        floor = await self._consumer.ack_floor()
+        known = await self._checkpoints.load(self._name, Place)
+        self._place, gone = resume(known, span, floor)
+        self._saved = known
+        await self._patiently(self._store.start)
+        if gone is not None:
+            await self._note_hole(gone)
+        await self._consumer.reset()
+
+    async def run(self) -> None:
+        """Move ticks until told to end, then store what was fetched, unless the store is away.
+
+        Raises:
+            StreamReplaced, BusError, SettingsError: a new term must begin.
+            StoreAuthError: the store refuses the user.
+            TermEnded: while the store was away.
+        """
+        source = OrderedSource(
+            self._bus, self._consumer, self._place.stream, self._place.seq + 1, self._hole, gather_s=self._gather_s
+        )
+        feeding = asyncio.create_task(self._feed(source), name="ticks feed")
+        storing = asyncio.create_task(self._store_for_ever(), name="ticks store")
+        keeping = asyncio.create_task(self._keep_alive(), name="ticks keep alive")
+        tasks = [feeding, storing, keeping]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            # what is in memory is stored first, whatever ended the feeding, for as long as the store answers
+            tasks.append(asyncio.create_task(self._queue.join()))
+            await asyncio.wait((tasks[-1], storing, keeping), return_when=asyncio.FIRST_COMPLETED)
+            for task in (feeding, storing, keeping):
+                if task.done():
+                    task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _feed(self, source: OrderedSource) -> None:
+        while not self._ended.is_set():
+            async for deliveries in source.fetch():
+                self._held.append(deliveries)
+                group = await asyncio.to_thread(decode_group, deliveries)
+                await self._queue.put(group)
+
+    async def _store_for_ever(self) -> None:
+        while True:
+            group = await self._queue.get()
+            try:
+                await self._settle(group)
+            except TermEnded:
+                return
+            except BusError as error:
+                # not acknowledged: they come again, and are duplicates
+                log.warning("ticks_not_acknowledged", messages=len(group.deliveries), error=str(error))
+            finally:
+                self._held.remove(group.deliveries)
+                self._queue.task_done()
+            self.progress_at = time.monotonic()
+
+    async def _settle(self, group: Group) -> None:
+        """Store a group, bury what cannot be stored, keep the place, acknowledge: in this order."""
+        if self._place.missed and (known := {each.symbol for each in group.headers} & self._place.missed.keys()):
+            losses = self._place.losses(group.headers)
+            await self._patiently(lambda: self._store.record_losses(losses))
+            self._counts.expired_losses += len(losses)
+            self._place = self._place.without(known)
+        results = await self._store_batches(group) if group.batches else []
+        committed = now_ms()
+        bad = [
+            *group.unstorable,
+            *(
+                Unstorable(
+                    delivery, Reason.INSERT_FAILED if place in group.given_up else Reason.MALFORMED_ROW, result.detail
+                )
+                for place, ((delivery, _), result) in enumerate(zip(group.sources, results, strict=True))
+                if result.outcome is Outcome.REJECTED
+            ),
+        ]
+        self._count(group, results, committed)
+        for each in bad:
+            await self._bury(each)
+        buried = {each.delivery.stream_seq for each in bad}
+        self._place = self._place.moved(group.last_seq)
+        await self._save()
+        await self._consumer.ack(each for each in group.deliveries if each.stream_seq not in buried)
+
+    def _count(self, group: Group, results: list[BatchResult], committed: int) -> None:
+        counts = self._counts
+        stored = [
+            (batch, headers)
+            for batch, (_, headers), result in zip(group.batches, group.sources, results, strict=True)
+            if result.outcome is Outcome.STORED
+        ]
+        ticks = sum(batch.rows for batch, _ in stored)
+        counts.ticks += ticks
+        counts.batches += len(stored)
+        counts.heartbeats += sum(each.heartbeat for each in group.headers)
+        for result in results:
+            counts.duplicates += result.outcome is Outcome.DUPLICATE
+            counts.fenced += result.outcome is Outcome.FENCED
+        received = [headers.stages["received"] for _, headers in stored if "received" in headers.stages]
+        self._meter.stored(ticks, [committed - each for each in received])
+        self._latest.take(batch for batch, _ in stored)
+
+    async def _store_batches(self, group: Group) -> list[BatchResult]:
+        """Store the batches of a group in one transaction; where the store refuses that, each alone."""
+        try:
+            return await self._commit(group.batches)
+        except StoreQueryError as error:
+            said = str(error)
+            log.warning("tick_group_refused", batches=len(group.batches), error=said)
+        results = []
+        for place, batch in enumerate(group.batches):
+            result = await self._alone(batch)
+            if result is None:
+                group.given_up.add(place)
+                result = BatchResult(batch.batch_id, Outcome.REJECTED, said)
+            results.append(result)
+        return results
+
+    async def _alone(self, batch: TickBatch) -> BatchResult | None:
+        """Store one batch; None when the store refuses it again and again while it takes a tick of the probe."""
+        refused = 0
+        while True:
+            try:
+                return (await self._commit([batch]))[0]
+            except StoreQueryError as error:
+                log.debug("tick_batch_refused_by_store", batch_id=batch.batch_id, error=str(error))
+            try:
+                await self._patiently(self._store.probe)
+                refused += 1
+                self.store_problem = ""
+            except StoreQueryError as error:
+                self.store_problem = str(error)  # it refuses everything: not the batch's fault
+            if refused >= MAX_ATTEMPTS:
+                return None
+            await self._sleep(REFUSED_WAIT_S if refused else LONGEST_WAIT_S)
+
+    async def _commit(self, batches: list[TickBatch]) -> list[BatchResult]:
+        report = await self._patiently(lambda: self._store.store(batches))
+        self._counts.transactions += 1
+        self._counts.superseded += report.superseded
+        return list(report.results)
+
+    async def _patiently(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Do the work, as often as the store is away; it makes no difference to do it twice."""
+        wait_s = FIRST_WAIT_S
+        while True:
+            try:
+                done = await work()
+            except StoreUnreachable as error:
+                if not self.store_problem:
+                    self._counts.outages += 1
+                    log.warning("tick_store_away", error=str(error))
+                self.store_problem = str(error)
+                await self._sleep(wait_s)
+                wait_s = min(LONGEST_WAIT_S, wait_s * 2)
+                continue
+            if self.store_problem:
+                log.info("tick_store_back")
+                self.store_problem = ""
+            return done
+
+    async def _bury(self, bad: Unstorable) -> None:
+        """Send a message to dead letters; it leaves the consumer only after that was acknowledged."""
+        await self._bus.bury(bad.delivery, bad.reason, bad.error)
+        await self._consumer.term(bad.delivery)
+        self._counts.dead_letters += 1
+        log.warning("dead_letter", reason=str(bad.reason), sequence=bad.delivery.stream_seq, error=bad.error)
+
+    async def _hole(self, seq: int) -> None:
+        """Note that the messages up to `seq` are gone, once everything before them is stored."""
+        await self._queue.join()
+        await self._note_hole(seq)
+
+    async def _note_hole(self, seq: int) -> None:
+        stored_until = await self._patiently(self._store.last_times)
+        if stored_until:
+            self._counts.holes += 1
+            # from 1 to 0 or so: the stream is not the one of before, and nobody knows what that one held
+            log.error(
+                "ticks_left_the_stream_unstored", from_seq=self._place.seq + 1, to_seq=seq, symbols=len(stored_until)
+            )
+        self._place = self._place.with_hole(seq, stored_until)
+        await self._save()
+
+    async def _save(self) -> None:
+        if self._place != self._saved and self._may_save():
+            try:
+                await self._checkpoints.save(self._name, self._place)
+            except BusError:
+                self._checkpoints = Checkpoints(self._bus)  # the bucket may be gone
+                raise
+            self._saved = self._place
+
+    async def _sleep(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._ended.wait(), seconds)
+        except TimeoutError:
+            return
+        raise TermEnded
+
+    async def _keep_alive(self) -> None:
+        """Start the `ack_wait` of everything in memory again, every few seconds."""
+        while True:
+            await asyncio.sleep(KEEP_ALIVE_S)
+            try:
+                for deliveries in tuple(self._held):
+                    await self._consumer.in_progress(deliveries)
+            except BusError as error:
+                log.warning("ticks_not_kept_alive", error=str(error))

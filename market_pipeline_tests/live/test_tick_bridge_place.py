@@ -1,0 +1,69 @@
+"""Where the tick bridge goes on, and what counts as missed: pure."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from market_pipeline.bus.tick_envelope import LATE, TickHeaders
+from market_pipeline.bus.tick_reader import StreamSpan
+from market_pipeline.live.tick_bridge.meter import Meter
+from market_pipeline.live.tick_bridge.place import Place, resume
+
+T0 = datetime(2024, 3, 5, 12, tzinfo=UTC)
+
+
+def headers(symbol: str, first_ts: datetime | None, alive_at: datetime = T0) -> TickHeaders:
+    rows = 0 if first_ts is None else 1
+    return TickHeaders(1, "c", symbol, "a", 1, rows, "s", T0, alive_at, first_ts, first_ts)
+
+
+@given(seq=st.integers(0, 50), first=st.integers(0, 50), length=st.integers(0, 50), floor=st.integers(0, 120))
+def test_nothing_that_the_stream_still_holds_is_passed_over(seq: int, first: int, length: int, floor: int) -> None:
+    """Unless it is acknowledged; and what the stream lost above the place is always told."""
+    span = StreamSpan(first, first + length - 1, "one")
+    place, gone = resume(Place("one", seq), span, floor)
+    after = max(place.seq, gone or 0)
+    assert after + 1 <= max(first, seq + 1, min(floor, span.last_seq) + 1)
+    if seq <= span.last_seq:
+        assert (gone is not None) == (first - 1 > seq)
+
+
+def test_another_stream_is_begun_from_its_start_and_the_old_one_is_missed() -> None:
+    known = Place("one", 70, {"A": 5})
+    for span in (StreamSpan(1, 100, "two"), StreamSpan(0, 0, "two"), StreamSpan(1, 60, "one")):
+        place, gone = resume(known, span, 0)
+        assert (place.seq, gone, place.missed) == (0, 0, {"A": 5})
+        assert place.stream == span.created
+    assert resume(None, StreamSpan(11, 20, "one"), 15) == (Place("one", 0), 10)
+
+
+def test_the_first_batch_after_a_hole_ends_the_loss_of_its_symbol() -> None:
+    place = Place("one", 10).with_hole(20, {"A": T0, "B": T0, "C": T0})
+    later = T0 + timedelta(minutes=1)
+    losses = place.losses(
+        [headers("B", None, later), headers("A", later), headers("A", later + LATE), headers("D", T0)]
+    )
+    assert [(loss.symbol, loss.start, loss.end, loss.cause) for loss in losses] == [
+        ("B", T0, later + LATE, "expired"),
+        ("A", T0, later + LATE, "expired"),
+    ]
+    assert set(place.without({"A", "B", "D"}).missed) == {"C"}
+    assert place.losses([headers("A", T0 - 2 * LATE)]) == []  # it ends before it begins: nothing is missed
+    # a second hole before the end of the first: it goes on
+    assert place.with_hole(30, {"A": later}).missed["A"] == place.missed["A"]
+    assert msgspec.json.decode(msgspec.json.encode(place), type=Place) == place
+
+
+def test_meter_forgets() -> None:
+    now = [0.0]
+    meter = Meter(lambda: now[0])
+    meter.stored(1000, [10, 20])
+    now[0] = 5.0
+    assert meter.ticks_per_s() == 200.0
+    assert meter.latency_ms() == (15.0, 19.9)
+    now[0] = 65.0
+    assert (meter.ticks_per_s(), meter.latency_ms()) == (0.0, None)
