@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import polars as pl
 
 from market_pipeline.history.reports import DAY_SCHEMA
 from market_pipeline.history.runtime import Runtime
 from market_pipeline.history.wanted import Interval
-from market_pipeline.market.gaps import missing_minutes
+from market_pipeline.market.gaps import classify, lacking_minutes, runs
 from market_pipeline.market.instruments import Instrument
 from market_pipeline.market.sessions import calendar
+from market_pipeline.market.timeframes import ceil
+from market_pipeline.settings import HistorySettings
 
 
 def account_days(
@@ -20,27 +22,34 @@ def account_days(
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Count each UTC day's minutes and write what is missing to the gap ledger.
 
-    Minutes younger than settle and lateness are not yet expected. For the `answered` intervals the vendor has just
+    To the ledger a minute whose winning bar is not complete is missing too: the vendor may have a complete one. It is
+    not missing in the days' counts, which say what the store lacks. Minutes younger than settle and lateness are not
+    yet expected. For the `answered` intervals the vendor has just
     given an answer, so that each missing minute has one more attempt behind it; for the others it has not.
 
     Returns:
         days (DAY_SCHEMA) and the standing gaps of the intervals, as GapLedger.table gives them.
     """
     now = rt.clock()
-    due = now - rt.settings.history.settle - rt.settings.history.lateness
+    due = due_until(now, rt.settings.history)
     rules = calendar(instrument.calendar)
     days: list[pl.DataFrame] = []
     for (start, end), asked in [*((one, True) for one in answered), *((one, False) for one in unanswered)]:
-        present = rt.bars.winners(instrument.key, "1m", start, end, ["ts"])["ts"]
+        present = rt.bars.winners(instrument.key, "1m", start, end, ["ts", "complete"])
         until = max(start, min(end, due))
         expected = rules.expected_minutes(start, until)
-        missing = missing_minutes(present, rules, start, until)
-        days.append(_by_day(start, end, present, expected, missing))
+        missing, incomplete = lacking_minutes(present, rules, start, until)
+        days.append(_by_day(start, end, present["ts"], expected, missing))
         rt.gaps.sync(
             instrument.key,
             start,
             until,
-            missing,
+            classify(
+                pl.concat([missing, incomplete]).sort(),
+                now=now,
+                settle=rt.settings.history.settle,
+                pending=runs(incomplete).select("start", "end").rows(),
+            ),
             asked_at=now if asked else None,
             attempts_to_confirm=rt.settings.history.gap_attempts,
             now=now,
@@ -57,6 +66,11 @@ def account_days(
         .sort("date")
     )
     return frame, gaps_within(rt.gaps.table([instrument.key]), [*answered, *unanswered])
+
+
+def due_until(now: datetime, settings: HistorySettings) -> datetime:
+    """Return the minute's bound up to which minutes are expected to be there: none younger than settle and lateness."""
+    return ceil(now - settings.settle - settings.lateness, "1m")
 
 
 def gaps_within(gaps: pl.DataFrame, intervals: Sequence[Interval]) -> pl.DataFrame:

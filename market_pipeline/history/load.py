@@ -23,6 +23,7 @@ from market_pipeline.market.instruments import Instrument
 from market_pipeline.market.sessions import calendar
 from market_pipeline.stores.bars import BatchRange
 from market_pipeline.stores.ledgers import VendorRequestRow
+from market_pipeline.stores.vendor_requests import merged
 from market_pipeline.vendors.base import RangeRequest
 from market_pipeline.vendors.polygon import plan_requests
 
@@ -35,9 +36,20 @@ FAILURES_BEFORE_STOP = 3
 
 
 async def load_symbol(
-    rt: Runtime, instrument: Instrument, intervals: Sequence[Interval], report: SymbolLoad, meter: Meter
+    rt: Runtime,
+    instrument: Instrument,
+    intervals: Sequence[Interval],
+    report: SymbolLoad,
+    meter: Meter,
+    *,
+    source: str = VENDOR_HISTORICAL,
+    only: Sequence[Interval] | None = None,
 ) -> None:
     """Load one symbol's intervals; requests that a run of the same root has landed are skipped.
+
+    Args:
+        source: of the bars; a correction or a withdrawal concerns the bars of this source only.
+        only: of the intervals, the minutes that are wanted; what else their requests bring is left out.
 
     Raises:
         RangeNotLoaded: naming the ranges that are missing; all others have landed.
@@ -52,7 +64,7 @@ async def load_symbol(
         log.info("checkpoint", symbol=instrument.symbol, minutes_skipped=skipped, requests_left=len(requests))
         meter.advance(instrument.symbol, minutes=skipped)
 
-    newest = await _newest_revision(rt, instrument, requests)
+    newest = await _newest_revision(rt, instrument, requests, source)
     missing: list[tuple[str, datetime, datetime]] = []
     causes: list[str] = []
     road = asyncio.Semaphore(REQUESTS_IN_FLIGHT)
@@ -78,7 +90,7 @@ async def load_symbol(
             await road.acquire()
             report.requests += 1
             try:
-                answer = await _fetch(rt, instrument, request, newest, report)
+                answer = await _fetch(rt, instrument, Answer(request, source, only), newest, report)
             except MarketPipelineError as error:
                 road.release()
                 await _note_failure(rt, instrument, request, error)
@@ -100,8 +112,11 @@ async def load_symbol(
             task.cancel()
         raise
     failed = [(start, end) for _, start, end in missing]
+    # The answer for a minute that was not wanted has been dropped: it is none.
+    accounted = merged(intervals if only is None else only)
+    answered = subtract(accounted, failed)
     report.days, report.gaps = await asyncio.to_thread(
-        account_days, rt, instrument, subtract(intervals, failed), failed
+        account_days, rt, instrument, answered, subtract(accounted, answered)
     )
     if report.days.height:
         held = report.days.filter(pl.col("rows") > 0)["date"]
@@ -110,19 +125,18 @@ async def load_symbol(
         raise RangeNotLoaded(_missing_sentence(instrument, missing, causes), missing)
 
 
-async def _newest_revision(rt: Runtime, instrument: Instrument, requests: Sequence[RangeRequest]) -> int:
+async def _newest_revision(rt: Runtime, instrument: Instrument, requests: Sequence[RangeRequest], source: str) -> int:
     """Return the newest revision stored in all of the requests' ranges: what is fetched now must be later."""
     if not requests:
         return 0
     first, last = requests[0].start, requests[-1].end
-    return await asyncio.to_thread(rt.facts.max_revision, instrument.key, "1m", VENDOR_HISTORICAL, first, last)
+    return await asyncio.to_thread(rt.facts.max_revision, instrument.key, "1m", source, first, last)
 
 
-async def _fetch(rt: Runtime, instrument: Instrument, request: RangeRequest, newest: int, report: SymbolLoad) -> Answer:
-    """Fetch one planned request, and encode its pages while the next one is on its way."""
+async def _fetch(rt: Runtime, instrument: Instrument, answer: Answer, newest: int, report: SymbolLoad) -> Answer:
+    """Fetch one planned request into its answer, and encode its pages while the next one is on its way."""
     assert rt.vendor is not None
-    start, end = span_of(request)
-    answer = Answer(request)
+    start, end = span_of(answer.request)
     rules = calendar(instrument.calendar)
 
     def expects(part: RangeRequest) -> bool:
@@ -143,7 +157,7 @@ async def _land(rt: Runtime, instrument: Instrument, answer: Answer, newest: int
     """Publish an answer, wait until it is stored and verified, and only then write the checkpoint."""
     written = await rt.tracker.store(answer.batches, counts=report.counts)
     start, end = span_of(answer.request)
-    held = await rt.tracker.digest(BatchRange(instrument.key, "1m", VENDOR_HISTORICAL, start, end - MILLISECOND))
+    held = await rt.tracker.digest(BatchRange(instrument.key, "1m", answer.source, start, end - MILLISECOND))
     # Equal over the whole range: every bar is proven at once, and none is stored that the vendor no longer has.
     if held != (answer.rows, answer.digest):
         await rt.tracker.verify(written, counts=report.counts)

@@ -1,23 +1,28 @@
-"""Find what is missing, ask for it, and derive again what it touches; a repair converges because the ledger counts."""
+"""Find what is missing, ask for it, and derive again what it touches; a repair converges because the ledger counts.
+
+Each gap comes to an end: its minutes come, or the vendor, asked `gap_attempts` times with success, is confirmed to have
+none. A gap that an earlier look wrote (a load, live repair, the daily monitor) keeps its cause and its attempts.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import polars as pl
 import structlog
 
-from market_pipeline.history.coverage import account_days, gaps_within
+from market_pipeline.history.coverage import account_days, due_until
 from market_pipeline.history.derive import derive_symbol
 from market_pipeline.history.load import load_symbol
 from market_pipeline.history.progress import Meter
 from market_pipeline.history.reports import RepairReport, SymbolLoad
 from market_pipeline.history.runtime import Runtime
-from market_pipeline.history.wanted import Interval, midnight
+from market_pipeline.history.wanted import Interval, midnight, minutes_of, subtract
 from market_pipeline.market.instruments import Instrument
 from market_pipeline.market.timeframes import DERIVED
+from market_pipeline.stores.gap_merge import CONFIRMED, OPEN
 
 log = structlog.get_logger(__name__)
 
@@ -26,7 +31,11 @@ REQUEST_SPAN = timedelta(minutes=50_000)
 
 
 async def repair_symbol(rt: Runtime, instrument: Instrument, report: RepairReport, meter: Meter) -> None:
-    """Repair one symbol: scan what was ever asked for, ask once more for each open gap, derive what it touches."""
+    """Repair one symbol: scan what was ever asked for, ask once more for each open gap, derive what it touches.
+
+    Gaps in what was never asked for are those that live repair or the daily monitor has found. Oldest first; minutes
+    that may still come or change of themselves wait.
+    """
     asked = await asyncio.to_thread(
         rt.requests.asked,
         instrument.key,
@@ -34,29 +43,41 @@ async def repair_symbol(rt: Runtime, instrument: Instrument, report: RepairRepor
         rt.clock(),
         settle=rt.settings.history.settle,
     )
-    if not asked:
+    if asked:
+        await asyncio.to_thread(account_days, rt, instrument, [], asked)
+    asked_for = await asyncio.to_thread(open_until, rt, instrument, due_until(rt.clock(), rt.settings.history))
+    if not asked_for:
         return
-    await asyncio.to_thread(account_days, rt, instrument, [], asked)
-    open_gaps = await asyncio.to_thread(rt.gaps.open, [instrument.key])
-    if open_gaps.height == 0:
-        return
-    asked_for = open_gaps.select("start_ts", "end_ts").rows()
-    minutes = int(open_gaps["minutes"].sum())
-    report.found_gaps += open_gaps.height
+    minutes = minutes_of(asked_for)
+    report.found_gaps += len(asked_for)
     report.found_minutes += minutes
     ranges = request_ranges(asked_for)
-    log.info("repairing", symbol=instrument.symbol, gaps=open_gaps.height, minutes=minutes, requests=len(ranges))
+    log.info("repairing", symbol=instrument.symbol, gaps=len(asked_for), minutes=minutes, requests=len(ranges))
     load = report.load.symbols.setdefault(instrument.key, SymbolLoad(instrument.key))
     await load_symbol(rt, instrument, ranges, load, meter)
     report.asked_requests += load.requests
     await derive_symbol(rt, instrument, ranges, DERIVED, report.derived, meter)
-    after = gaps_within(await asyncio.to_thread(rt.gaps.table, [instrument.key]), asked_for)
-    still = int(after.filter(pl.col("state") == "open")["minutes"].sum())
-    confirmed = int(after.filter(pl.col("state") == "confirmed")["minutes"].sum())
+    still, confirmed = await asyncio.to_thread(minutes_left, rt, instrument, asked_for)
     report.still_open_minutes += still
     report.confirmed_minutes += confirmed
-    report.repaired_minutes += max(0, minutes - still - confirmed)
+    report.repaired_minutes += minutes - still - confirmed
     log.info("repaired", symbol=instrument.symbol, minutes=minutes - still - confirmed, confirmed=confirmed, open=still)
+
+
+def open_until(rt: Runtime, instrument: Instrument, until: datetime) -> list[Interval]:
+    """Return what of the symbol's open gaps lies before `until`, in order."""
+    table = rt.gaps.table([instrument.key], None, until, states=(OPEN,))
+    return [(start, min(end, until)) for start, end in table.select("start_ts", "end_ts").rows()]
+
+
+def minutes_left(rt: Runtime, instrument: Instrument, asked_for: Sequence[Interval]) -> tuple[int, int]:
+    """Return how many of the minutes asked for are still open, and how many are confirmed as missing."""
+    table = rt.gaps.table([instrument.key], asked_for[0][0], max(end for _, end in asked_for))
+    left = []
+    for state in (OPEN, CONFIRMED):
+        of_state = table.filter(pl.col("state") == state).select("start_ts", "end_ts").rows()
+        left.append(minutes_of(asked_for) - minutes_of(subtract(asked_for, of_state)))
+    return left[0], left[1]
 
 
 def request_ranges(gaps: Sequence[Interval]) -> list[Interval]:

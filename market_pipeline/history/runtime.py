@@ -62,11 +62,18 @@ class Runtime:
 
 @asynccontextmanager
 async def open_runtime(
-    settings: Settings, *, run_id: str, root_run_id: str, vendor: bool = True, clock: Clock = utc_now
+    settings: Settings,
+    *,
+    run_id: str,
+    root_run_id: str,
+    vendor: bool = True,
+    probe_vendor: bool = True,
+    clock: Clock = utc_now,
 ) -> AsyncIterator[Runtime]:
     """Open the bus, the store and (unless told otherwise) the vendor; probe each before the first request.
 
-    A bridge worker runs inside, so that a run depends on no other process to get its batches stored.
+    `probe_vendor` False is for what has work to do while the vendor is away. A bridge worker runs inside, so that a run
+    depends on no other process to get its batches stored.
 
     Raises:
         The typed error of the part that cannot do its work.
@@ -88,7 +95,8 @@ async def open_runtime(
             polygon = await stack.enter_async_context(
                 PolygonClient(settings.vendor, bus.rate_gate(settings.vendor), clock)
             )
-            probes["vendor"] = await _timed(polygon.probe())
+            if probe_vendor:
+                probes["vendor"] = await _timed(polygon.probe())
         log.info("probed", run_id=run_id, **{f"{name}_ms": round(ms, 1) for name, ms in probes.items()})
 
         bars, ingest = BarStore(client), IngestLedger(client)

@@ -50,18 +50,20 @@ def resolve(wanted: Wanted, instruments: Instruments, now: datetime) -> dict[str
 
 def subtract(intervals: Iterable[Interval], done: Iterable[Interval]) -> list[Interval]:
     """Return what of the intervals is not covered by `done`."""
-    out = merged(intervals)
-    for cut_start, cut_end in merged(done):
-        kept: list[Interval] = []
-        for start, end in out:
-            if cut_end <= start or end <= cut_start:
-                kept.append((start, end))
-                continue
-            if start < cut_start:
-                kept.append((start, cut_start))
-            if cut_end < end:
-                kept.append((cut_end, end))
-        out = kept
+    out: list[Interval] = []
+    cuts = merged(done)
+    at = 0
+    for start, end in merged(intervals):
+        while at < len(cuts) and cuts[at][1] <= start:
+            at += 1
+        here = at
+        while here < len(cuts) and cuts[here][0] < end:
+            if start < cuts[here][0]:
+                out.append((start, cuts[here][0]))
+            start = max(start, cuts[here][1])
+            here += 1
+        if start < end:
+            out.append((start, end))
     return out
 
 

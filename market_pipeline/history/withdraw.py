@@ -13,7 +13,7 @@ from market_pipeline.errors import VendorBadAnswer
 from market_pipeline.history.answer import MINUTE, Answer, span_of
 from market_pipeline.history.reports import SymbolLoad
 from market_pipeline.history.runtime import Runtime
-from market_pipeline.market.bars import BAR_SCHEMA, VENDOR_HISTORICAL
+from market_pipeline.market.bars import BAR_SCHEMA
 from market_pipeline.market.instruments import Instrument
 from market_pipeline.market.timeframes import to_ms
 
@@ -28,7 +28,7 @@ WITHDRAWAL_MINUTES = 60
 async def withdraw(
     rt: Runtime, instrument: Instrument, answer: Answer, newest: int, report: SymbolLoad
 ) -> list[EncodedBatch]:
-    """Return tombstones for stored bars that the vendor, asked twice, no longer has.
+    """Return tombstones for stored bars of the answer's own source that the vendor, asked twice, no longer has.
 
     Raises:
         VendorBadAnswer: far more bars are gone than a correction takes; nothing is withdrawn.
@@ -37,9 +37,7 @@ async def withdraw(
     if newest == 0 or answer.fetched_at is None:
         return []
     start, end = span_of(answer.request)
-    stored = await asyncio.to_thread(
-        rt.bars.stored_rows, instrument.key, "1m", VENDOR_HISTORICAL, start, end - MILLISECOND
-    )
+    stored = await asyncio.to_thread(rt.bars.stored_rows, instrument.key, "1m", answer.source, start, end - MILLISECOND)
     gone = stored.filter(~pl.col("ts").is_in(joined(answer.minutes).implode()))
     if gone.height == 0:
         return []

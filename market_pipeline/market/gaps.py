@@ -44,6 +44,19 @@ def missing_minutes(present_ts: pl.Series, calendar: Calendar, start: datetime, 
     return _ts(first + np.flatnonzero(lacks) * MINUTE_MS)
 
 
+def lacking_minutes(
+    present: pl.DataFrame, calendar: Calendar, start: datetime, end: datetime
+) -> tuple[pl.Series, pl.Series]:
+    """Return the expected minutes in [start, end) that have no bar, and those whose bar is not complete.
+
+    `present`: ts (Datetime UTC), complete (Boolean): the winning bars, in any order. Both answers are as
+    `missing_minutes` gives them, and share no minute.
+    """
+    missing = missing_minutes(present["ts"], calendar, start, end)
+    without = missing_minutes(present.filter(pl.col("complete"))["ts"], calendar, start, end)
+    return missing, without.filter(~without.is_in(missing.implode()))
+
+
 def runs(missing: pl.Series) -> pl.DataFrame:
     """Join missing minutes that follow each other into runs.
 
@@ -61,17 +74,20 @@ def classify(
     settle: timedelta,
     confirmed: Intervals = (),
     lost: Intervals = (),
+    pending: Intervals = (),
 ) -> pl.DataFrame:
     """Join missing minutes into runs of one cause each.
 
     The first that holds for a minute is its cause: pending_settle (its window ended less than `settle` before `now`:
     whatever the vendor said, it may still change), vendor_missing (in `confirmed`: a second request had no bar either),
-    lost (in `lost`: known disconnects and overflows), not_loaded. Intervals are half-open and may overlap.
+    lost (in `lost`: known disconnects and overflows), pending_settle again (in `pending`: there is a bar, which is not
+    complete), not_loaded. Intervals are half-open and may overlap.
 
     Returns start, end (exclusive), minutes (UInt32) and cause, in order of time.
     """
     minutes = missing.dt.epoch("ms").to_numpy()
     causes = np.full(len(minutes), CAUSES.index(NOT_LOADED), dtype=np.int8)
+    causes[_inside(minutes, pending)] = CAUSES.index(PENDING_SETTLE)
     causes[_inside(minutes, lost)] = CAUSES.index(LOST)
     causes[_inside(minutes, confirmed)] = CAUSES.index(VENDOR_MISSING)
     causes[minutes + MINUTE_MS > to_ms(now - settle)] = CAUSES.index(PENDING_SETTLE)

@@ -81,7 +81,7 @@ class GapLedger:
         symbol: str,
         start: datetime,
         end: datetime,
-        missing: pl.Series,
+        missing: pl.Series | pl.DataFrame,
         *,
         asked_at: datetime | None = None,
         attempts_to_confirm: int = 2,
@@ -91,7 +91,8 @@ class GapLedger:
     ) -> list[Gap]:
         """Make the ledger agree with the minutes of [start, end) that are missing now; return the gaps written.
 
-        `missing`: sorted Datetime UTC, as `market.gaps.missing_minutes` returns them. Each minute keeps its attempts,
+        `missing`: sorted Datetime UTC, as `market.gaps.missing_minutes` returns them, or runs with a cause each, as
+        `market.gaps.classify` does; minutes whose bar is not complete count as missing. Each keeps its attempts,
         state and first_seen; minutes that came go into gaps in state repaired. With `asked_at`, the vendor has just
         answered for all of the range: each missing minute has one more attempt behind it, and is confirmed after
         `attempts_to_confirm`. See `gap_merge.reconcile` for the rules. Two processes that sync overlapping ranges of
@@ -101,7 +102,10 @@ class GapLedger:
             return []
         look = Look(start, end, now or datetime.now(UTC), asked_at, attempts_to_confirm, cause, note)
         old = self._gaps(self.table([symbol], start, end))
-        return self._write(reconcile(symbol, old, runs(missing).select("start", "end").iter_rows(), look))
+        if isinstance(missing, pl.DataFrame):
+            spans, causes = missing.select("start", "end").rows(), missing["cause"].to_list()
+            return self._write(reconcile(symbol, old, spans, look, causes))
+        return self._write(reconcile(symbol, old, runs(missing).select("start", "end").rows(), look))
 
     def confirmed(self, symbol: str, start: datetime, end: datetime) -> list[Interval]:
         """Return the intervals of [start, end) that the vendor is confirmed to have nothing for, merged, in order."""

@@ -2,6 +2,7 @@
 
 The ledger holds runs of minutes without a break. A look covers a range; within it the standing gaps become exactly
 the missing minutes, and each minute keeps what is known of it: cause, state, attempts. Outside it nothing changes.
+Missing is what the store has no complete bar for: a minute whose bar is not complete is asked for like an absent one.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from itertools import pairwise
+from itertools import pairwise, repeat
 
-from market_pipeline.market.gaps import NOT_LOADED, PENDING_SETTLE, VENDOR_MISSING
+from market_pipeline.market.gaps import LOST, NOT_LOADED, PENDING_SETTLE, VENDOR_MISSING
 
 MINUTE = timedelta(minutes=1)
 OPEN, CONFIRMED, REPAIRED = "open", "confirmed", "repaired"
@@ -60,7 +61,8 @@ class Look:
     """A look at what is missing in [start, end), taken at `now`.
 
     asked_at: when the vendor answered for all of the range, if it did: each missing minute has one more attempt
-    behind it, and is confirmed once `attempts_to_confirm` are. cause: why minutes are missing that nobody knew of.
+    behind it, and is confirmed once `attempts_to_confirm` are. cause: why minutes are missing, where nothing better is
+    known of their run.
     """
 
     start: datetime
@@ -80,26 +82,34 @@ class Changes:
     withdraw: list[Gap] = field(default_factory=list)
 
 
-def reconcile(symbol: str, old: Iterable[Gap], missing: Iterable[Run], look: Look) -> Changes:
+def reconcile(
+    symbol: str, old: Iterable[Gap], missing: Iterable[Run], look: Look, causes: Iterable[str] | None = None
+) -> Changes:
     """Make the standing gaps of the look's range equal the missing minutes.
 
     Args:
         old: gaps that overlap the range, those not standing are ignored. They may reach beyond it, or, after two
             processes wrote at once, overlap each other: then the one with more attempts counts.
         missing: runs that do not overlap; what lies outside the range is ignored.
+        causes: of the runs, in their order; default: the look's.
 
     A known minute keeps cause, state, attempts, first_seen and note; its cause changes when the look names a better
-    one than `not_loaded`, or when it was only `pending_settle`. A confirmed one stays as it is. A known minute that is
-    no longer missing becomes part of a gap in state repaired. Runs that touch and agree are one gap.
+    one than `not_loaded`, or when it was only `pending_settle`; `lost` is the best. A confirmed one stays as it is. A
+    known minute that is no longer missing becomes part of a gap in state repaired. Runs that touch and agree are one
+    gap.
     """
     known = sorted((gap for gap in old if gap.standing), key=lambda gap: gap.start)
-    runs = sorted((max(a, look.start), min(b, look.end)) for a, b in missing if a < look.end and b > look.start)
+    runs = sorted(
+        (max(a, look.start), min(b, look.end), cause)
+        for (a, b), cause in zip(missing, repeat(look.cause) if causes is None else causes, strict=causes is not None)
+        if a < look.end and b > look.start
+    )
     pieces: list[Gap] = []
-    for start, end, before, is_missing in _segments(known, runs, (look.start, look.end)):
+    for start, end, before, cause in _segments(known, runs, (look.start, look.end)):
         if not look.start <= start < look.end:
             judged = before
-        elif is_missing:
-            judged = _still_missing(before or Gap(symbol, start, end, look.cause, look.now), look)
+        elif cause is not None:
+            judged = _still_missing(before or Gap(symbol, start, end, cause, look.now), cause, look)
         else:
             judged = before and replace(before, state=REPAIRED)
         if judged is not None:
@@ -107,11 +117,11 @@ def reconcile(symbol: str, old: Iterable[Gap], missing: Iterable[Run], look: Loo
     return _changes(known, pieces)
 
 
-def _still_missing(gap: Gap, look: Look) -> Gap:
+def _still_missing(gap: Gap, cause: str, look: Look) -> Gap:
     if gap.state == CONFIRMED:
         return gap
-    if look.cause != NOT_LOADED or gap.cause == PENDING_SETTLE:
-        gap = replace(gap, cause=look.cause)
+    if gap.cause != LOST and (cause != NOT_LOADED or gap.cause == PENDING_SETTLE):
+        gap = replace(gap, cause=cause)
     if look.note:
         gap = replace(gap, note=look.note)
     if look.asked_at is None:
@@ -123,10 +133,15 @@ def _still_missing(gap: Gap, look: Look) -> Gap:
 
 
 def _segments(
-    known: Sequence[Gap], runs: Sequence[Run], cuts: Sequence[datetime]
-) -> Iterable[tuple[datetime, datetime, Gap | None, bool]]:
-    """Cut time at every border; yield start, end, the gap that covers the segment, and whether a run does."""
-    borders = sorted({*cuts, *(t for gap in known for t in (gap.start, gap.end)), *(t for run in runs for t in run)})
+    known: Sequence[Gap], runs: Sequence[tuple[datetime, datetime, str]], cuts: Sequence[datetime]
+) -> Iterable[tuple[datetime, datetime, Gap | None, str | None]]:
+    """Cut time at every border; yield start, end, the gap that covers the segment, and the cause of the run that does.
+
+    The cause is None where no run covers it.
+    """
+    borders = sorted(
+        {*cuts, *(t for gap in known for t in (gap.start, gap.end)), *(t for run in runs for t in run[:2])}
+    )
     covering: list[Gap] = []
     gap_at = run_at = 0
     for start, end in pairwise(borders):
@@ -136,8 +151,8 @@ def _segments(
         covering = [gap for gap in covering if gap.end > start]
         while run_at < len(runs) and runs[run_at][1] <= start:
             run_at += 1
-        is_missing = run_at < len(runs) and runs[run_at][0] <= start
-        yield start, end, max(covering, key=_weight, default=None), is_missing
+        cause = runs[run_at][2] if run_at < len(runs) and runs[run_at][0] <= start else None
+        yield start, end, max(covering, key=_weight, default=None), cause
 
 
 def _weight(gap: Gap) -> tuple[bool, int, int]:

@@ -42,7 +42,12 @@ def evaluate_gaps(
     due = now - settings.settle - settings.lateness
     scope = clipped(asked_ranges(stores, instruments, settings, now) if days is None else to_scope(days), due)
     standing = stores.gaps.table(instruments.keys).rename({"start_ts": "start", "end_ts": "end"})
-    known = standing.filter(pl.col("end") <= due)
+    # What live repair found reaches up to the present: the part of it that is due counts.
+    until = ceil(due, "1m")
+    known = standing.filter(pl.col("start") < until).with_columns(
+        end=pl.min_horizontal("end", pl.lit(until)),
+        minutes=(pl.min_horizontal("end", pl.lit(until)) - pl.col("start")).dt.total_minutes(),
+    )
     found = [known.select(list(GAP_SCHEMA)).cast(GAP_SCHEMA)]
     for symbol, intervals in scope.items():
         market = calendar(instruments.get(symbol).calendar)

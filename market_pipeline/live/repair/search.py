@@ -1,0 +1,57 @@
+"""Where live time lacks minutes, in the gap ledger: what to ask for, and what is settled. Blocking."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+import polars as pl
+
+from market_pipeline.bus.losses import LossInterval
+from market_pipeline.history.coverage import due_until
+from market_pipeline.history.runtime import Runtime
+from market_pipeline.live.repair.losses import whole
+from market_pipeline.market.gaps import classify, lacking_minutes, runs
+from market_pipeline.market.instruments import Instrument
+from market_pipeline.market.sessions import calendar
+from market_pipeline.stores.gap_merge import OPEN
+from market_pipeline.stores.vendor_requests import Interval
+
+
+def search(
+    rt: Runtime, instrument: Instrument, span: Interval, losses: Sequence[Interval], now: datetime
+) -> list[Interval]:
+    """Bring the ledger into agreement with what a span lacks; return the open gaps that are due to be asked for.
+
+    A minute is lacking if its market was open and no complete bar of it wins. Its cause is `lost` where `losses` touch
+    it; `pending_settle` where it is not due yet, or has a bar that is not complete; else `not_loaded`. Due are minutes
+    older than settle and lateness that the vendor was not asked for within the last `lateness`: its bar may be late.
+    """
+    start, end = span
+    history = rt.settings.history
+    due = due_until(now, history)
+    present = rt.bars.winners(instrument.key, "1m", start, end, ["ts", "complete"])
+    missing, incomplete = lacking_minutes(present, calendar(instrument.calendar), start, end)
+    pending = runs(incomplete).select("start", "end").rows()
+    if due < end:
+        pending.append((due, end))
+    lacking = classify(
+        pl.concat([missing, incomplete]).sort(), now=now, settle=history.settle, lost=losses, pending=pending
+    )
+    rt.gaps.sync(instrument.key, start, end, lacking, now=now)
+    if due <= start:
+        return []
+    table = rt.gaps.table([instrument.key], start, due, states=(OPEN,))
+    again = table.filter(pl.col("last_attempt").is_null() | (pl.col("last_attempt") <= now - history.lateness))
+    return [(max(a, start), min(b, due)) for a, b in again.select("start_ts", "end_ts").rows()]
+
+
+def settled(losses: Iterable[LossInterval], still_open: pl.DataFrame, due: datetime) -> list[LossInterval]:
+    """Return the losses of which every minute is due and none is in an open gap (a table of GapLedger) any more."""
+    gone: list[LossInterval] = []
+    for loss in losses:
+        start, end = whole(loss.start, loss.end)
+        touching = (pl.col("symbol") == loss.symbol) & (pl.col("start_ts") < end) & (pl.col("end_ts") > start)
+        if end <= due and still_open.filter(touching).is_empty():
+            gone.append(loss)
+    return gone

@@ -1,0 +1,311 @@
+"""The repair of live time as a service: every so often it looks for minutes that have no complete bar."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+import polars as pl
+import structlog
+
+from market_pipeline.errors import (
+    BusAuthError,
+    InputError,
+    MarketPipelineError,
+    RangeNotLoaded,
+    SettingsError,
+    StoreAuthError,
+    VendorAuthError,
+    VendorError,
+)
+from market_pipeline.history.coverage import due_until
+from market_pipeline.history.derive import derive_symbol
+from market_pipeline.history.load import load_symbol
+from market_pipeline.history.progress import Meter
+from market_pipeline.history.repair import minutes_left, request_ranges
+from market_pipeline.history.reports import DeriveReport, SymbolLoad
+from market_pipeline.history.runtime import Clock, Runtime, open_runtime, utc_now
+from market_pipeline.history.wanted import midnight, minutes_of
+from market_pipeline.live.repair.losses import KnownLosses, lost_minutes
+from market_pipeline.live.repair.search import search, settled
+from market_pipeline.live.service import Fact, ServiceHealth
+from market_pipeline.market.bars import LIVE_GAP_FILLED
+from market_pipeline.market.instruments import Instrument
+from market_pipeline.market.timeframes import DERIVED, floor
+from market_pipeline.settings import Settings
+from market_pipeline.stores.gap_merge import OPEN
+from market_pipeline.stores.vendor_requests import Interval, merged
+
+log = structlog.get_logger(__name__)
+
+AGAIN_S = 5.0
+STOP_S = 15.0
+"""A look that is under way gets so long to end; what it has published by then is stored by whoever drains the bus."""
+
+
+@dataclass(slots=True)
+class _Counts:
+    looks: int = 0
+    minutes_repaired: int = 0
+    minutes_confirmed: int = 0
+    requests: int = 0
+    losses_settled: int = 0
+    windows_written: int = 0
+
+
+class RepairService:
+    """Find minutes that live time lacks, ask the vendor for them, and derive again what they touch.
+
+    A look covers the last `live.look_back`, and what is older and still open since. What lacks a complete bar goes to
+    the gap ledger at once, the seam between history and live at the first look, and is asked for when settle and
+    lateness have passed, until it comes or the vendor is confirmed not to have it. Bars have the source
+    `live_gap_filled`. While the vendor, NATS or ClickHouse is away it waits, and says so; without the tick store it
+    goes on with the losses that the collector recorded.
+    """
+
+    def __init__(
+        self, settings: Settings, instruments: Sequence[Instrument], *, run_id: str = "", clock: Clock = utc_now
+    ) -> None:
+        """Prepare; nothing is asked yet.
+
+        Args:
+            instruments: that are streamed.
+            run_id: in the headers of every batch, for the ledger; default: one of its own.
+        """
+        self._settings, self._instruments, self._clock = settings, tuple(instruments), clock
+        self._run_id = run_id or f"repair-{secrets.token_hex(6)}"
+        self._losses = KnownLosses(settings.postgres)
+        self._state = "stopped"
+        self._away = ""
+        self._failing: dict[str, str] = {}
+        self._since: dict[str, datetime] = {}
+        self._underived: dict[str, list[Interval]] = {}
+        self._counts = _Counts()
+        self._open = pl.DataFrame()
+        self._looked_at: datetime | None = None
+        self._lost = 0
+
+    @property
+    def name(self) -> str:
+        """The name under which it is run, shown and counted."""
+        return "repair"
+
+    async def probe(self) -> dict[str, float]:
+        """Prove that vendor, NATS and ClickHouse do their work; return the milliseconds that each took.
+
+        Raises:
+            MarketPipelineError: the typed error of the part that cannot do its work.
+        """
+        async with open_runtime(self._settings, run_id=self._run_id, root_run_id=self._run_id, clock=self._clock) as rt:
+            return rt.probes_ms
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Repair until `stop` is set.
+
+        Raises:
+            SettingsError, InputError, VendorAuthError, BusAuthError, StoreAuthError: only a person can mend it.
+        """
+        self._state = "starting"
+        try:
+            while not stop.is_set():
+                try:
+                    # The vendor may be away: the gaps are found all the same.
+                    async with open_runtime(
+                        self._settings,
+                        run_id=self._run_id,
+                        root_run_id=self._run_id,
+                        probe_vendor=False,
+                        clock=self._clock,
+                    ) as rt:
+                        await _bounded(self._work(rt, stop), stop)
+                except (SettingsError, InputError, VendorAuthError, BusAuthError, StoreAuthError):
+                    self._state = "failed"
+                    raise
+                except MarketPipelineError as error:
+                    if self._state != "waiting":
+                        log.warning("live_repair_waits", error=str(error))
+                    self._state, self._away = "waiting", str(error)
+                    await _wait(stop, min(AGAIN_S, self._settings.live.repair_every_s))
+        finally:
+            if self._state != "failed":
+                self._state = "stopped"
+            await self._losses.close()
+
+    def health(self) -> ServiceHealth:
+        """Return the state of now."""
+        problems: list[str] = []
+        if self._state == "waiting":
+            problems.append(f"waits: {self._away}")
+        elif self._state not in ("starting", "running"):
+            problems.append("not running")
+        problems += [f"{symbol}: {error}" for symbol, error in sorted(self._failing.items())]
+        if self._losses.away:
+            problems.append(f"losses that the tick store recorded are {self._losses.tick_store}")
+        oldest = self._open["start_ts"].min() if self._open.height else None
+        age_s = (self._clock() - oldest).total_seconds() if isinstance(oldest, datetime) else 0.0
+        facts: dict[str, Fact] = {
+            "symbols": len(self._instruments),
+            "looks": self._counts.looks,
+            "last_look": self._looked_at.isoformat() if self._looked_at else "",
+            "open_gaps": self._open.height,
+            "open_minutes": int(self._open["minutes"].sum()) if self._open.height else 0,
+            "oldest_open_gap_s": round(age_s, 1),
+            "minutes_repaired": self._counts.minutes_repaired,
+            "minutes_confirmed": self._counts.minutes_confirmed,
+            "requests": self._counts.requests,
+            "losses_waiting": self._lost,
+            "losses_settled": self._counts.losses_settled,
+            "windows_written": self._counts.windows_written,
+            "windows_waiting": sum(len(spans) for spans in self._underived.values()),
+            "tick_store_losses": self._losses.tick_store,
+        }
+        return ServiceHealth(self.name, self._state, tuple(problems), facts)
+
+    async def _work(self, rt: Runtime, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            await self._look(rt)
+            if self._state == "waiting":
+                log.info("live_repair_goes_on")
+            self._state, self._away = "running", ""
+            await _wait(stop, self._settings.live.repair_every_s)
+
+    async def _look(self, rt: Runtime) -> None:
+        """Look at every symbol, then repair, that with the oldest gap first."""
+        now = self._clock()
+        due = due_until(now, self._settings.history)
+        keys = [each.key for each in self._instruments]
+        recorded = await self._losses.in_bucket(rt.bus, keys)
+        self._lost = len(recorded)
+        spans = {
+            each.key: self._span(each, [r.start for r in recorded if r.symbol == each.key], now)
+            for each in self._instruments
+        }
+        stored = await self._losses.in_tick_store(spans)
+
+        todo: list[tuple[Instrument, list[Interval]]] = []
+        for each in self._instruments:
+            lost = lost_minutes([loss for loss in recorded if loss.symbol == each.key], stored.get(each.key, []))
+            wanted = await asyncio.to_thread(search, rt, each, spans[each.key], lost, now)
+            if self._looked_at is None and spans[each.key][0] < due:
+                # A crash between a repair and its derivation leaves no trace: all it may have touched is derived again.
+                self._underived.setdefault(each.key, [(spans[each.key][0], due)])
+            todo.append((each, wanted))
+        await self._note(rt, spans, due)
+        self._looked_at = now
+
+        todo.sort(key=lambda one: one[1][0] if one[1] else (now, now))
+        slots = asyncio.Semaphore(self._settings.history.symbols_at_once)
+        work = [self._mend(rt, each, wanted, slots) for each, wanted in todo]
+        failures = [error for error in await asyncio.gather(*work, return_exceptions=True) if error is not None]
+        still_open = await self._note(rt, spans, due)
+        gone = settled(recorded, still_open, due)
+        await self._losses.forget(rt.bus, gone)
+        self._lost -= len(gone)
+        self._counts.losses_settled += len(gone)
+        self._counts.looks += 1
+        for error in sorted(failures, key=lambda one: isinstance(one, RangeNotLoaded)):
+            raise error
+
+    def _span(self, instrument: Instrument, lost: Sequence[datetime], now: datetime) -> Interval:
+        """Return what is looked at: at first up to now, so that the seam shows; later where live bars had time."""
+        live = self._settings.live
+        end = now if self._looked_at is None else now - live.lateness
+        first = min([now - live.look_back, self._since.get(instrument.key, now), *lost])
+        start = max(midnight(instrument.history_start), floor(first, "1m"))
+        return start, max(start, floor(end, "1m"))
+
+    async def _note(self, rt: Runtime, spans: dict[str, Interval], due: datetime) -> pl.DataFrame:
+        """Keep what is open now, for health; and where the next looks have to begin, so as not to pass over it."""
+        table = await asyncio.to_thread(rt.gaps.table, list(spans), states=(OPEN,))
+        self._open = table
+        self._since = {}
+        for key, (start, _) in spans.items():
+            standing = table.filter((pl.col("symbol") == key) & (pl.col("end_ts") > start) & (pl.col("start_ts") < due))
+            first = standing["start_ts"].min()
+            if isinstance(first, datetime):
+                self._since[key] = max(first, start)
+        return table
+
+    async def _mend(
+        self, rt: Runtime, instrument: Instrument, wanted: list[Interval], slots: asyncio.Semaphore
+    ) -> None:
+        """Ask for the minutes of one symbol and derive what they touch, and what an earlier look left to derive.
+
+        Raises:
+            RangeNotLoaded, BusError, StoreError, HistoryError: to be tried again.
+        """
+        key = instrument.key
+        async with slots:
+            failure: MarketPipelineError | None = None
+            if wanted:
+                before = list(self._underived.get(key, []))
+                # Noted first: what has landed must be derived, whatever becomes of the rest.
+                self._underived[key] = merged([*before, *wanted])
+                try:
+                    if not await self._ask(rt, instrument, wanted):
+                        self._underived[key] = before
+                    self._failing.pop(key, None)
+                except VendorAuthError:
+                    raise
+                except (RangeNotLoaded, VendorError) as error:
+                    self._failing[key] = str(error)
+                    failure = error
+            if windows := self._underived.get(key):
+                report = DeriveReport()
+                await derive_symbol(rt, instrument, windows, DERIVED, report, Meter("deriving", 0, None))
+                self._counts.windows_written += sum(counts.written for counts in report.timeframes.values())
+                self._underived[key] = []
+            if isinstance(failure, RangeNotLoaded):
+                raise failure
+
+    async def _ask(self, rt: Runtime, instrument: Instrument, wanted: list[Interval]) -> bool:
+        """Ask the vendor for the minutes; return whether that changed the store."""
+        load = SymbolLoad(instrument.key)
+        # Another root each time: what an earlier look has asked for is asked for again.
+        again = replace(rt, root_run_id=f"{self._run_id}-{secrets.token_hex(4)}")
+        try:
+            await load_symbol(
+                again,
+                instrument,
+                request_ranges(wanted),
+                load,
+                Meter("repairing", 0, None),
+                source=LIVE_GAP_FILLED,
+                only=wanted,
+            )
+        finally:
+            self._counts.requests += load.requests
+        still, confirmed = await asyncio.to_thread(minutes_left, rt, instrument, wanted)
+        repaired = minutes_of(wanted) - still - confirmed
+        self._counts.minutes_repaired += repaired
+        self._counts.minutes_confirmed += confirmed
+        log.info("live_repaired", symbol=instrument.symbol, minutes=repaired, confirmed=confirmed, open=still)
+        return load.counts.written > 0
+
+
+async def _bounded(work: object, stop: asyncio.Event) -> None:
+    """Do the work; once `stop` is set it has STOP_S to end."""
+    task = asyncio.ensure_future(work)  # type: ignore[call-overload]
+    stopped = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((task, stopped), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((task,), timeout=STOP_S)
+        if task.done():
+            task.result()
+        else:
+            log.warning("live_repair_left_in_the_middle")
+    finally:
+        stopped.cancel()
+        task.cancel()
+        await asyncio.gather(task, stopped, return_exceptions=True)
+
+
+async def _wait(stop: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await stop.wait()
+    except TimeoutError:
+        return

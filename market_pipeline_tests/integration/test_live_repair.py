@@ -1,0 +1,164 @@
+"""The seam between history and live time, and every minute that live time lacks, against the simulator's truth."""
+
+from __future__ import annotations
+
+import secrets
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import polars as pl
+
+from market_pipeline.bus.losses import LossInterval
+from market_pipeline.history import repair_gaps
+from market_pipeline.market.timeframes import DERIVED, timeframe
+from market_pipeline_tests.integration.repairing import KEY, MINUTE, TICKER, Live, live_world
+from market_pipeline_tests.integration.world import (
+    World,
+    assert_bars_equal,
+    day_range,
+    fold_independently,
+    truth,
+    utc,
+)
+
+DAY = day_range("2024-03-12", "2024-03-12")  # a Tuesday
+DAYS = day_range("2024-03-10", "2024-03-12")  # all that is looked back at
+PENDING, OPEN = "pending_settle", "open"
+
+
+def at(time: str) -> datetime:
+    return utc(f"2024-03-12T{time}")
+
+
+def hourly_repair(live: Live) -> int:
+    """Run the job of every hour; return its requests."""
+    run = secrets.token_hex(4)
+    report = repair_gaps(live.world.settings, run_id=run, root_run_id=run, clock=live.clock)
+    return report.asked_requests
+
+
+def assert_true_until(live: Live, end: datetime) -> None:
+    """Every minute of the day up to `end` is the truth's, complete and there once; so is every closed window."""
+    minutes = live.world.bars(KEY, "1m").filter(pl.col("ts") >= at("00:00:00"))
+    true = truth(TICKER, DAY).filter(pl.col("ts") < end)
+    assert_bars_equal(minutes, true, "minutes")
+    assert minutes["complete"].all()
+    for code in DERIVED:
+        closed = pl.col("ts") + timeframe(code).length <= end
+        true_bars = fold_independently(true, code).filter(closed)
+        stored = live.world.bars(KEY, code).filter(closed & (pl.col("ts") >= at("00:00:00")))
+        assert_bars_equal(stored, true_bars, code)
+        assert stored["complete"].all(), code
+
+
+def test_the_seam_and_a_disconnect_are_repaired_and_the_running_day_is_the_truth(world: World, tmp_path: Path) -> None:
+    # History up to the middle of a minute, an hour and a day; live time from the middle of a later minute on.
+    live = live_world(world, tmp_path, at("13:37:20"))
+    world.load({KEY: DAYS}, clock=live.clock)
+    live.turn(at("13:42:30"))
+    live.stream(at("13:41:25"), at("13:42:00"))
+    with live.repairing() as repair:
+        repair.until(lambda: repair.fact("looks") >= 1)
+        # 13:32 is the first REST minute that had not settled, 13:41 the first live one, which is not whole
+        assert live.gaps() == [(at("13:32:00"), at("13:42:00"), PENDING, OPEN, 0)]
+        assert repair.fact("requests") == 0, "too early to ask"
+        assert repair.fact("open_minutes") == 10
+
+    # Two and a half minutes without a connection, of which one minute has no tick at all.
+    lost = (at("14:10:10"), at("14:12:40"))
+    live.turn(at("15:20:05"))
+    live.stream(at("13:42:00"), at("15:20:00"), without=[lost])
+    live.lose(LossInterval(KEY, *lost, "disconnect", "s1"))
+    world.derive({KEY: DAYS}, clock=live.clock)
+    hour = world.bars(KEY, "1h").filter(ts=at("14:00:00"))
+    assert hour["complete"].to_list() == [False]
+
+    world.vendor.clear_requests()
+    with live.repairing() as repair:
+        repair.until(lambda: repair.fact("minutes_repaired") == 13 and repair.fact("losses_waiting") == 0)
+        repair.looks(1)
+        facts = repair.service.health().facts
+        assert facts["open_gaps"] == 0
+        assert facts["oldest_open_gap_s"] == 0
+        assert live.asked() == 1, "what is missing is asked for together, and once"
+    assert_true_until(live, at("15:20:00"))
+    assert live.gaps() == []
+    assert live.losses() == []
+    # the seam was pending until it settled; what has no bar at all was then simply not loaded
+    assert [gap[:3] for gap in live.gaps(["repaired"])] == [
+        (at("13:32:00"), at("13:37:00"), PENDING),
+        (at("13:37:00"), at("13:41:00"), "not_loaded"),
+        (at("13:41:00"), at("13:42:00"), PENDING),
+        (at("14:10:00"), at("14:13:00"), "lost"),
+    ]
+    sources = world.query("SELECT source, count() AS n FROM bars FINAL WHERE timeframe = '1m' GROUP BY source")
+    assert dict(sources.rows())["live_gap_filled"] == 13, "nothing but what was missing is written"
+
+
+def test_what_the_vendor_lacks_too_is_confirmed_and_nobody_asks_again(world: World, tmp_path: Path) -> None:
+    live = live_world(world, tmp_path, at("09:00:00"))
+    world.load({KEY: DAYS}, clock=live.clock)
+    live.turn(at("11:00:05"))
+    # 10:00 is not whole, 10:01 and 10:02 have no tick, and the vendor has none of them either
+    live.stream(at("08:50:00"), at("11:00:00"), without=[(at("10:00:30"), at("10:03:00"))])
+    live.lose(LossInterval(KEY, at("10:00:30"), at("10:03:00"), "disconnect"))
+    world.vendor.remove(TICKER, at("10:00:00"), at("10:03:00"))
+    fault = world.vendor.add_fault("server_error", path="/v2/aggs")
+    with live.repairing() as repair:
+        repair.until(lambda: repair.service.health().state == "waiting")
+        assert any(KEY in problem or "USD/CHF" in problem for problem in repair.service.health().problems)
+        assert live.gaps() == [(at("10:00:00"), at("10:03:00"), "lost", OPEN, 0)], "a failed request is no attempt"
+        world.vendor.clear_faults(fault)
+        repair.until(lambda: live.gaps() == [(at("10:00:00"), at("10:03:00"), "lost", OPEN, 1)])
+        assert [loss.cause for loss in live.losses()] == ["disconnect"]
+        live.turn(at("11:11:00"))  # the vendor's bars may have been late: asked again after the lateness only
+        live.stream(at("11:00:00"), at("11:11:00"))
+        repair.until(lambda: repair.fact("losses_settled") == 1)
+        repair.looks(1)
+        health = repair.service.health()
+        assert (health.state, health.facts["minutes_confirmed"], health.facts["open_gaps"]) == ("running", 3, 0)
+        assert [problem for problem in health.problems if "tick store" not in problem] == []
+        # a minute that is there and not complete ends like one that is not there
+        confirmed = [(at("10:00:00"), at("10:03:00"), "vendor_missing", "confirmed", 2)]
+        assert live.gaps() == confirmed
+
+        world.vendor.clear_requests()
+        live.stream(at("11:11:00"), at("11:40:00"))
+        live.turn(at("11:40:00"))
+        repair.looks(2)
+        assert hourly_repair(live) == 0
+        repair.looks(2)
+        assert live.gaps() == confirmed
+        assert live.asked() == 0, "neither asks again, whichever looks first"
+    bars = world.bars(KEY, "1m").filter(ts=at("10:00:00"))
+    assert bars.select("source", "complete").rows() == [("live_aggregated", False)], "what is known stays"
+
+    # the hour's job and the service agree as well when the vendor has them after all, for a load finds them
+    world.vendor.restore(TICKER, at("10:00:00"), at("10:03:00"))
+    world.load({KEY: DAYS}, clock=live.clock)
+    assert live.gaps() == []
+    world.derive({KEY: DAYS}, clock=live.clock)
+    assert_true_until(live, at("11:40:00"))
+
+
+def test_without_the_tick_store_and_while_the_bus_is_away_it_says_so_and_goes_on(world: World, tmp_path: Path) -> None:
+    live = live_world(world, tmp_path, at("11:00:05"))
+    live.turn(at("11:00:05") + timedelta(seconds=5))
+    live.stream(at("08:00:00"), at("11:00:00"), without=[(at("10:10:00"), at("10:12:00"))])
+    live.lose(LossInterval(KEY, at("10:10:00"), at("10:12:00"), "overflow"))
+    world.nats.kill()
+    with live.repairing() as repair:
+        repair.until(lambda: repair.service.health().state == "waiting")
+        assert "NATS" in " ".join(repair.service.health().problems)
+        world.nats.start()
+        repair.until(lambda: repair.fact("looks") >= 1)
+        health = repair.service.health()
+        assert health.state == "running"
+        assert any("tick store" in problem for problem in health.problems)
+        assert live.losses() == []
+    # nothing was loaded before: the whole look back has been, up to the first live minute
+    minutes = world.bars(KEY, "1m")
+    begin = live.now - live.world.settings.live.look_back
+    true = truth(TICKER, DAYS).filter((pl.col("ts") > begin - MINUTE) & (pl.col("ts") < at("11:00:00")))
+    assert_bars_equal(minutes, true, "the look back")
+    assert "lost" in {cause for _, _, cause, _, _ in live.gaps(["repaired"])}
