@@ -55,9 +55,23 @@ class BusSession:
         """Return the gate that all processes with this vendor key share."""
         return KvRateGate.of(self.nc, vendor, replicas=self.replicas)
 
-    async def bury(self, delivery: Delivery, reason: Reason | str, error: str, *, rows: bytes | None = None) -> None:
-        """Send a delivery, or with `rows` only these of its rows, to dead letters; returns once it is there."""
-        await publish_dead_letter(self.js, delivery, reason, error, rows=rows)
+    async def bury(
+        self,
+        delivery: Delivery,
+        reason: Reason | str,
+        error: str,
+        *,
+        first_error: str = "",
+        attempts: int | None = None,
+        rows: bytes | None = None,
+    ) -> None:
+        """Send a delivery, or with `rows` only these of its rows, to dead letters; returns once it is there.
+
+        `attempts`: how often it truly failed, where that is not the number of its deliveries.
+        """
+        await publish_dead_letter(
+            self.js, delivery, reason, error, first_error=first_error, attempts=attempts, rows=rows
+        )
 
     async def bury_vendor_rows(
         self, rows: Sequence[tuple[str, str]], *, symbol: str, correlation_id: str, request_id: str

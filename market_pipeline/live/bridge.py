@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -20,8 +20,10 @@ from market_pipeline.bus.consumer import BatchConsumer, Delivery
 from market_pipeline.bus.dead_letters import Reason
 from market_pipeline.bus.envelope import BatchHeaders, decode, now_ms
 from market_pipeline.bus.session import BusSession
-from market_pipeline.errors import BusError, StoreError, StoreQueryError, Transient, UnreadableBatch
+from market_pipeline.errors import BusError, StoreError, Transient, UnreadableBatch
 from market_pipeline.live.claims import Claims, waves
+from market_pipeline.live.inspection import inspect
+from market_pipeline.live.salvage import Salvage
 from market_pipeline.market.bars import split_valid
 from market_pipeline.market.restatement import compare
 from market_pipeline.stores.bars import BarStore, BatchRange
@@ -29,8 +31,8 @@ from market_pipeline.stores.ledgers import IngestLedger, IngestRow
 
 log = structlog.get_logger(__name__)
 
-MAX_DELIVERIES = 10
-"""Deliveries after which a batch that the store refuses, while it takes others, goes to dead letters."""
+MAX_REFUSALS = 10
+"""Refusals after which a batch that the store does not take, while it takes others, goes to dead letters."""
 
 
 @dataclass
@@ -68,6 +70,13 @@ class _Outcome:
     outcome: str = "stored"
     error: str = ""
     reason: str = ""
+    first_error: str = ""
+    attempts: int | None = None
+
+    @property
+    def writes(self) -> bool:
+        """Whether the store is asked to take rows of it."""
+        return self.outcome == "stored" and (self.raw or (self.frame is not None and self.frame.height > 0))
 
 
 @dataclass
@@ -81,6 +90,7 @@ class BridgeWorker:
         max_group_rows: rows that one insert takes at most.
         groups_in_flight: groups that are compared and inserted at once.
         gather_s: how long a group may wait for more batches; short where latency counts.
+        symbols: the keys that are stored, those of others go to dead letters; None: every symbol.
     """
 
     consumer: BatchConsumer
@@ -91,8 +101,13 @@ class BridgeWorker:
     max_group_batches: int = 32
     groups_in_flight: int = 2
     gather_s: float = 0.3
+    symbols: Collection[str] | None = None
     stats: BridgeStats = field(default_factory=BridgeStats)
     _claims: Claims = field(default_factory=Claims)
+    _salvage: Salvage[_Outcome] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._salvage = Salvage(self._insert, lambda o: o.delivery.stream_seq, self._decoded, lambda o: o.writes)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Move batches until `stop` is set and the groups in flight are done."""
@@ -166,9 +181,14 @@ class BridgeWorker:
         good: list[tuple[Delivery, BatchHeaders]] = []
         for delivery in group:
             try:
-                good.append((delivery, delivery.batch_headers()))
+                headers = delivery.batch_headers()
             except UnreadableBatch as error:
                 await self._bury(delivery, error.reason, str(error))
+                continue
+            if self.symbols is not None and headers.symbol not in self.symbols:
+                await self._bury(delivery, Reason.UNKNOWN_SYMBOL, f"{headers.symbol!r} is not among the instruments")
+                continue
+            good.append((delivery, headers))
         ranges = [batch_range(headers) for _, headers in good]
         for wave in waves(ranges):
             async with self._claims.hold([ranges[i] for i in wave]):
@@ -184,12 +204,34 @@ class BridgeWorker:
                 outcomes.append(_Outcome(delivery, headers, unchanged=headers.rows))
             else:
                 outcomes.append(await self._compare(delivery, headers))
-        try:
-            await self._insert(outcomes)
-        except StoreQueryError as error:
-            log.warning("bridge_insert_refused", batches=len(wave), error=str(error))
-            outcomes = await self._one_by_one(outcomes)
-        await self._settle(outcomes)
+        outcomes = await self._inspected(outcomes)
+        kept, refused = await self._salvage.insert(outcomes)
+        for outcome, refusal in refused:
+            if refusal.count < MAX_REFUSALS:
+                self.stats.given_back += 1
+                await self.consumer.give_back([outcome.delivery], delay_s=1.0)
+            else:
+                kept.append(_rejected(outcome.delivery, outcome.headers, Reason.INSERT_FAILED, refusal.last_error))
+                kept[-1].first_error, kept[-1].attempts = refusal.first_error, refusal.count
+        await self._settle(kept)
+
+    async def _inspected(self, outcomes: list[_Outcome]) -> list[_Outcome]:
+        """Look into batches that nobody else verifies: reject unreadable ones, dead-letter malformed rows alone."""
+        unverified = [o for o in outcomes if o.raw and not o.headers.run_id]
+        findings = await asyncio.to_thread(inspect, [(o.delivery.payload, o.headers) for o in unverified])
+        found = {id(o): finding for o, finding in zip(unverified, findings, strict=True) if finding is not None}
+        judged: list[_Outcome] = []
+        for one in outcomes:
+            finding = found.get(id(one))
+            if finding is None:
+                judged.append(one)
+            elif finding.error is not None:
+                judged.append(_rejected(one.delivery, one.headers, finding.error.reason, str(finding.error)))
+            else:
+                await self._bury_rows(one.delivery, finding.bad)
+                new, bad = finding.good, finding.bad.height
+                judged.append(_Outcome(one.delivery, one.headers, frame=new, new=new.height, rejected=bad))
+        return judged
 
     async def _compare(self, delivery: Delivery, headers: BatchHeaders) -> _Outcome:
         """Decode a batch and keep the rows that change what is stored; a malformed row is dead-lettered alone."""
@@ -197,14 +239,9 @@ class BridgeWorker:
         try:
             frame = await asyncio.to_thread(decode, delivery.payload, headers)
         except UnreadableBatch as error:
-            return _Outcome(
-                delivery, headers, outcome="rejected", error=str(error), reason=error.reason, rejected=headers.rows
-            )
+            return _rejected(delivery, headers, error.reason, str(error))
         good, bad = split_valid(frame)
-        if bad.height:
-            for row in bad.iter_slices(1):
-                text = row.drop("reason").write_ndjson().encode()
-                await self.bus.bury(delivery, Reason.MALFORMED_ROW, str(row["reason"][0]), rows=text)
+        await self._bury_rows(delivery, bad)
         stored = await asyncio.to_thread(
             self.bars.stored_rows,
             where.symbol,
@@ -230,7 +267,7 @@ class BridgeWorker:
     async def _insert(self, outcomes: Sequence[_Outcome]) -> None:
         """Write the spliced raw batches in one insert and the changed rows in another."""
         payloads = [o.delivery.payload for o in outcomes if o.raw]
-        frames = [o.frame for o in outcomes if o.frame is not None and o.frame.height]
+        frames = [o.frame for o in outcomes if o.outcome == "stored" and o.frame is not None and o.frame.height]
         if payloads:
             await asyncio.to_thread(self.bars.insert_arrow_messages, payloads)
             self.stats.inserts += 1
@@ -238,28 +275,8 @@ class BridgeWorker:
             await asyncio.to_thread(self.bars.insert_frame, pl.concat(frames))
             self.stats.inserts += 1
 
-    async def _one_by_one(self, outcomes: Sequence[_Outcome]) -> list[_Outcome]:
-        """Find the batch that the store refuses: insert each alone, decoded; what still fails waits or is buried."""
-        kept: list[_Outcome] = []
-        for outcome in outcomes:
-            one = await self._compare(outcome.delivery, outcome.headers) if outcome.raw else outcome
-            try:
-                await self._insert([one])
-            except StoreQueryError as error:
-                if outcome.delivery.deliveries < MAX_DELIVERIES:
-                    await self.consumer.give_back([outcome.delivery], delay_s=1.0)
-                    self.stats.given_back += 1
-                    continue
-                one = _Outcome(
-                    outcome.delivery,
-                    outcome.headers,
-                    outcome="rejected",
-                    error=str(error),
-                    reason=Reason.INSERT_FAILED,
-                    rejected=outcome.headers.rows,
-                )
-            kept.append(one)
-        return kept
+    async def _decoded(self, outcome: _Outcome) -> _Outcome:
+        return await self._compare(outcome.delivery, outcome.headers) if outcome.raw else outcome
 
     async def _settle(self, outcomes: Sequence[_Outcome]) -> None:
         """Write the ledger, acknowledge, and tell whoever waits."""
@@ -270,7 +287,14 @@ class BridgeWorker:
         stored = [o for o in outcomes if o.outcome == "stored"]
         for outcome in outcomes:
             if outcome.outcome == "rejected":
-                await self._bury(outcome.delivery, outcome.reason, outcome.error)
+                await self._bury(
+                    outcome.delivery,
+                    outcome.reason,
+                    outcome.error,
+                    first_error=outcome.first_error,
+                    attempts=outcome.attempts,
+                )
+                self._salvage.forget(outcome)
         await self.consumer.ack([o.delivery for o in stored])
         for outcome in stored:
             self.stats.batches += 1
@@ -280,9 +304,17 @@ class BridgeWorker:
             self.stats.rejected_rows += outcome.rejected
         await self.bus.send_receipts([(o.headers.run_id, o.headers.batch_id, o.outcome) for o in outcomes])
 
-    async def _bury(self, delivery: Delivery, reason: str, error: str) -> None:
+    async def _bury_rows(self, delivery: Delivery, bad: pl.DataFrame) -> None:
+        """Send malformed rows (with their `reason`) to dead letters, each alone, as JSON."""
+        for row in bad.iter_slices(1):
+            text = row.drop("reason").write_ndjson().encode()
+            await self.bus.bury(delivery, Reason.MALFORMED_ROW, str(row["reason"][0]), rows=text)
+
+    async def _bury(
+        self, delivery: Delivery, reason: str, error: str, *, first_error: str = "", attempts: int | None = None
+    ) -> None:
         """Send a delivery to dead letters; it leaves its stream only after that was acknowledged."""
-        await self.bus.bury(delivery, reason, error)
+        await self.bus.bury(delivery, reason, error, first_error=first_error, attempts=attempts)
         await self.consumer.term(delivery)
         self.stats.dead_letters += 1
         log.warning(
@@ -294,6 +326,10 @@ def _rows_said(delivery: Delivery) -> int:
     """Return the rows that the headers promise, for sizing a group only; nothing where they promise nothing."""
     said = delivery.headers.get("Rows", "")
     return int(said) if said.isdecimal() else 0
+
+
+def _rejected(delivery: Delivery, headers: BatchHeaders, reason: str, error: str) -> _Outcome:
+    return _Outcome(delivery, headers, outcome="rejected", error=error, reason=reason, rejected=headers.rows)
 
 
 def batch_range(headers: BatchHeaders) -> BatchRange:
