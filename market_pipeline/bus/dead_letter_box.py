@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import io
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
 
 import msgspec
 import polars as pl
@@ -267,13 +268,12 @@ def _within(ranges: list[tuple[int, int]], seq: int) -> bool:
 def _row(letter: DeadLetter) -> pl.DataFrame:
     """Return the one bar of a letter of a malformed row, if it is one by the rules of now."""
     try:
-        frame = pl.read_ndjson(
-            io.BytesIO(letter.payload), schema={**BAR_SCHEMA, "ts": pl.String()}, ignore_errors=False
-        )
-        frame = frame.with_columns(pl.col("ts").str.to_datetime(time_unit="ms", time_zone="UTC"))
-    except pl.exceptions.PolarsError as error:
+        row = msgspec.json.decode(letter.payload, type=dict[str, Any])
+        row["ts"] = None if row.get("ts") is None else datetime.fromisoformat(row["ts"])
+        frame = pl.DataFrame([row], schema=BAR_SCHEMA)
+    except (msgspec.MsgspecError, pl.exceptions.PolarsError, ValueError, TypeError, OverflowError) as error:
         raise NotReplayable(f"the row cannot be read as a bar ({error}): drop it") from error
-    good, bad = split_valid(frame.select(list(BAR_SCHEMA)))
+    good, bad = split_valid(frame)
     if bad.height or good.height != 1:
         why = bad["reason"][0] if bad.height else f"{good.height} rows"
         raise NotReplayable(f"the row is still malformed ({why}): have its producer send it right, then drop this")

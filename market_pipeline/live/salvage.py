@@ -72,8 +72,10 @@ class Salvage(Generic[Item]):
         taken = [item for item in kept if self._writes(item)]
         if refused:
             others_pass = bool(taken) or await self._takes_the_proven()
-            # forgotten where it is stored or given up; what is given up would else be a suspect for ever
             noted = [(item, self._note(self._place(item), str(error), others_pass)) for item, error in refused]
+            log.warning(
+                "bridge_batches_refused", batches=len(refused), others_pass=others_pass, error=str(refused[0][1])
+            )
         else:
             noted = []
         if taken:
@@ -94,7 +96,7 @@ class Salvage(Generic[Item]):
         except (StoreQueryError, UnreadableBatch) as error:
             if len(items) == 1:
                 return await self._alone(items[0], refused)
-            log.warning("bridge_insert_refused", batches=len(items), error=str(error))
+            log.debug("bridge_insert_refused", batches=len(items), error=str(error))
             if isinstance(error, StoreQueryError) and not refused and self._proven is not None:
                 await self._insert([self._proven])  # refused too: it is the store
         middle = len(items) // 2
