@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -67,10 +67,10 @@ class Replayed:
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """The unread letters: how many by (stream, reason), and the newest of them, newest first, without payloads."""
+    """The unread letters: how many by (stream, reason), and the newest of each, without its payload."""
 
-    counts: dict[tuple[str, str], int]
-    newest: list[DeadLetter]
+    counts: dict[tuple[str, str], int] = field(default_factory=dict)
+    newest: dict[tuple[str, str], DeadLetter] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -94,23 +94,27 @@ class DeadLetterBox:
         """Return one letter; raises InputError where there is none, BusUnreachable."""
         return await read_dead_letter(self._bus.js, seq)
 
-    async def unread(self, newest: int = 20) -> Unread:
-        """Count the letters that nobody has read, and return the newest of them.
+    async def unread(self) -> Unread:
+        """Count the letters that nobody has read; none where the streams were never created.
 
         Raises:
             BusUnreachable: JetStream does not answer.
         """
+        try:
+            await self._bus.js.stream_info(DEAD_LETTERS)
+        except NotFoundError:
+            return Unread()
+        except KV_ERRORS as error:
+            raise bus_error(error, DEAD_LETTERS) from error
         read = await self.read_places()
         counts: Counter[tuple[str, str]] = Counter()
-        last: list[DeadLetter] = []
+        newest: dict[tuple[str, str], DeadLetter] = {}
         async for letter in walk_dead_letters(self._bus.js, headers_only=True):
-            if _within(read, letter.seq):
+            if within(read, letter.seq):
                 continue
             counts[letter.stream, letter.reason.value] += 1
-            last.append(letter)
-            if len(last) > 2 * newest:
-                del last[:-newest]
-        return Unread(dict(counts), last[::-1][:newest])
+            newest[letter.stream, letter.reason.value] = letter
+        return Unread(dict(counts), newest)
 
     async def acknowledge(self, letters: Iterable[int]) -> None:
         """Mark letters as read; they stay.
@@ -188,9 +192,12 @@ class DeadLetterBox:
             correlation_id=letter.correlation_id,
         )
 
-    async def replay_all(self, selection: Selection, limit: int | None = None) -> Replayed:
+    async def replay_all(
+        self, selection: Selection, limit: int | None = None, progress: Callable[[Replayed], None] | None = None
+    ) -> Replayed:
         """Replay the letters of a selection that are there now, oldest first, at most `limit`; count what happened.
 
+        `progress` is told of the counts after each few letters.
         What fails again comes back as a new letter, behind those of this replay.
 
         Raises:
@@ -203,6 +210,8 @@ class DeadLetterBox:
             if len(some) == AT_ONCE:
                 await self._replay_some(some, done)
                 some = []
+                if progress is not None:
+                    progress(done)
         await self._replay_some(some, done)
         return done
 
@@ -261,7 +270,8 @@ def merge_ranges(ranges: Iterable[tuple[int, int]], first: int = 1) -> list[tupl
     return merged
 
 
-def _within(ranges: list[tuple[int, int]], seq: int) -> bool:
+def within(ranges: list[tuple[int, int]], seq: int) -> bool:
+    """Tell whether a place lies in one of the ranges."""
     return any(low <= seq <= high for low, high in ranges)
 
 

@@ -10,6 +10,7 @@ from market_pipeline.market.instruments import Instruments
 from market_pipeline.orchestration.assets.derived import build_derived
 from market_pipeline.orchestration.assets.minutes import build_minutes, vendor_minutes
 from market_pipeline.orchestration.checks.definitions import build_checks
+from market_pipeline.orchestration.dead_letters import build_replay_job
 from market_pipeline.orchestration.jobs import check_bars, load_history, probe_services
 from market_pipeline.orchestration.partitions import BarPartitions, bar_partitions
 from market_pipeline.orchestration.repair import build_repair_job
@@ -30,7 +31,7 @@ def _build(partitions: BarPartitions) -> dg.Definitions:
     return dg.Definitions(
         assets=[vendor_minutes(), build_minutes(partitions), *build_derived(partitions)],
         asset_checks=build_checks(partitions),
-        jobs=[load_history(), build_repair_job(partitions), check_bars(), probe_services()],
+        jobs=[load_history(), build_repair_job(partitions), check_bars(), probe_services(), build_replay_job()],
         schedules=build_schedules(partitions),
         sensors=[freshness_sensor(partitions)],
         resources=default_resources(),
