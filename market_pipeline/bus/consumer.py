@@ -15,11 +15,12 @@ import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
-from nats.js.errors import APIError, NotFoundError
+from nats.js.errors import APIError
 from nats.js.errors import Error as JetStreamError
 
 from market_pipeline.bus.connection import closed_error
 from market_pipeline.bus.envelope import BatchHeaders
+from market_pipeline.bus.lag import Lag, consumer_lag
 from market_pipeline.bus.pull import PullBroken, Puller
 from market_pipeline.bus.streams import ACK_WAIT_S, BRIDGE, bus_error, ensure_consumer
 from market_pipeline.errors import BusUnreachable
@@ -56,15 +57,6 @@ class Delivery:
     def batch_headers(self) -> BatchHeaders:
         """Read the envelope; raises UnreadableBatch where it is none."""
         return BatchHeaders.from_nats(self.headers)
-
-
-@dataclass(frozen=True, slots=True)
-class Lag:
-    """Say how far a consumer is behind: not yet delivered, delivered but unacknowledged, age of the oldest (s)."""
-
-    num_pending: int
-    num_ack_pending: int
-    oldest_age_s: float
 
 
 class BatchConsumer:
@@ -241,25 +233,7 @@ class BatchConsumer:
         Raises:
             BusUnreachable: JetStream does not answer, or stream or consumer are gone.
         """
-        try:
-            info = await self._js.consumer_info(self.stream, self.durable)
-            undelivered, unacknowledged = info.num_pending or 0, info.num_ack_pending or 0
-            oldest = 0.0
-            if undelivered or unacknowledged:
-                floor = info.ack_floor.stream_seq if info.ack_floor else 0
-                oldest = await self._age_after(floor)
-        except (APIError, JetStreamError, nats.errors.Error, TimeoutError) as error:
-            raise bus_error(error, f"consumer {self.durable} of {self.stream}") from error
-        return Lag(undelivered, unacknowledged, oldest)
-
-    async def _age_after(self, seq: int) -> float:
-        try:
-            oldest = await self._js.get_msg(self.stream, seq=seq + 1, subject=">", next=True)
-        except NotFoundError:
-            return 0.0  # acknowledged while we asked
-        if oldest.time is None:
-            return 0.0
-        return max(0.0, (datetime.now(UTC) - oldest.time).total_seconds())
+        return await consumer_lag(self._js, self.stream, self.durable)
 
     async def _send(self, deliveries: Iterable[Delivery], answer: bytes) -> None:
         try:

@@ -5,113 +5,78 @@ Poison comes here; an outage never does: it stops the consumers, and the message
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 from hashlib import blake2b
-from urllib.parse import quote, unquote
 
 import nats.errors
 import structlog
+from nats.aio.msg import Msg
 from nats.js import JetStreamContext, api
 from nats.js.errors import APIError, NotFoundError
 from nats.js.errors import Error as JetStreamError
 
 from market_pipeline.bus.consumer import Delivery
+from market_pipeline.bus.dead_letter import CORRELATION_HEADER, MAX_ERROR_CHARS, DeadLetter, Reason
 from market_pipeline.bus.publisher import STORE_FAILED, PubAck
 from market_pipeline.bus.streams import DEAD_LETTERS, bus_error
-from market_pipeline.bus.subjects import dlq_subject
-from market_pipeline.errors import StreamFull, UnreadableBatch
+from market_pipeline.bus.subjects import dlq_subject, token
+from market_pipeline.errors import InputError, StreamFull
+
+__all__ = [
+    "CORRELATION_HEADER",
+    "MAX_ERROR_CHARS",
+    "DeadLetter",
+    "Reason",
+    "Selection",
+    "count_dead_letters",
+    "drop_dead_letter",
+    "list_dead_letters",
+    "publish_dead_letter",
+    "publish_letter",
+    "read_dead_letter",
+    "walk_dead_letters",
+]
 
 log = structlog.get_logger(__name__)
 
 PUBLISH_TIMEOUT_S = 5.0
-MAX_ERROR_CHARS = 500
-CORRELATION_HEADER = "Correlation-Id"
-_PREFIX = "Dead-Letter-"
-_SAFE = " /:.,;+@=()[]!*'\"<>?&#|{}-_"
-
-
-class Reason(StrEnum):
-    """Why a message or a row can never be stored. The list is fixed: alerts, counts and replays go by it."""
-
-    UNREADABLE_ENVELOPE = "unreadable_envelope"
-    UNREADABLE_PAYLOAD = "unreadable_payload"
-    SCHEMA_VERSION = "schema_version"
-    DIGEST_MISMATCH = "digest_mismatch"
-    MALFORMED_ROW = "malformed_row"
-    UNKNOWN_SYMBOL = "unknown_symbol"
-    INSERT_FAILED = "insert_failed"
-    VENDOR_MALFORMED_ROW = "vendor_malformed_row"
+FETCH, FETCH_BYTES, FETCH_WAIT_S = 256, 32 * 1024 * 1024, 5.0
+READER_LIFE_S = 60.0
+"""A reader that died is forgotten by the server after so long."""
+_ERRORS = (APIError, JetStreamError, nats.errors.Error, TimeoutError)
 
 
 @dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """Hold one dead letter.
+class Selection:
+    """Choose dead letters: by reason, by the stream they came from, and by when they came, in [since, until), UTC.
 
-    stream, subject, stream_seq: where the message stood; a producer that refuses a vendor's rows names the stream and
-        subject that they were meant for, and sequence 0.
-    payload: untouched for a whole message, the rows alone for rows of one.
-    headers: those of the message, so that it can be replayed.
-    attempts: deliveries until it was given up. seq, at: its own place in DEAD_LETTERS, once it is there.
+    Raises:
+        InputError: there is no such reason.
     """
 
-    reason: Reason
-    stream: str
-    subject: str
-    stream_seq: int
-    correlation_id: str
-    payload: bytes
-    last_error: str
-    first_error: str = ""
-    attempts: int = 1
-    headers: Mapping[str, str] = field(default_factory=dict)
-    seq: int = 0
-    at: datetime | None = None
+    reason: str = ""
+    stream: str = ""
+    since: datetime | None = None
+    until: datetime | None = None
 
-    @classmethod
-    def of(
-        cls,
-        delivery: Delivery,
-        reason: Reason | str,
-        error: BaseException | str,
-        *,
-        first_error: str = "",
-        rows: bytes | None = None,
-    ) -> DeadLetter:
-        """Make the dead letter of a delivery, or with `rows` (their own encoding) of some rows of it."""
-        return cls(
-            reason=Reason(reason),
-            stream=delivery.stream,
-            subject=delivery.subject,
-            stream_seq=delivery.stream_seq,
-            correlation_id=_correlation_id(delivery),
-            payload=delivery.payload if rows is None else rows,
-            last_error=str(error),
-            first_error=first_error or str(error),
-            attempts=delivery.deliveries,
-            headers=delivery.headers,
-        )
+    def __post_init__(self) -> None:
+        if self.reason and self.reason not in set(Reason):
+            raise InputError(f"there is no reason {self.reason!r}: one of {', '.join(Reason)}")
 
-    def to_nats(self) -> dict[str, str]:
-        """Return the headers: the message's own, then ours with the prefix `Dead-Letter-`."""
-        ours = {
-            "Reason": self.reason.value,
-            "Stream": self.stream,
-            "Subject": self.subject,
-            "Seq": str(self.stream_seq),
-            "Correlation-Id": self.correlation_id,
-            "First-Error": self.first_error[:MAX_ERROR_CHARS],
-            "Last-Error": self.last_error[:MAX_ERROR_CHARS],
-            "Attempts": str(self.attempts),
-        }
-        own = {name: value for name, value in self.headers.items() if not name.startswith((_PREFIX, "Nats-"))}
-        return own | {
-            f"{_PREFIX}{name}": quote(value, safe=_SAFE, errors="surrogatepass")
-            for name, value in ours.items()
-            if value
-        }
+    @property
+    def subject(self) -> str:
+        """The subject that the server filters by."""
+        if not (self.reason or self.stream):
+            return "dlq.>"
+        return f"dlq.{token(self.stream) if self.stream else '*'}.{token(self.reason) if self.reason else '*'}"
+
+    def takes(self, letter: DeadLetter) -> bool:
+        """Whether a letter came within the times."""
+        if letter.at is None:
+            return True
+        return (self.since is None or letter.at >= self.since) and (self.until is None or letter.at < self.until)
 
 
 async def publish_letter(js: JetStreamContext, letter: DeadLetter) -> PubAck:
@@ -156,22 +121,117 @@ async def publish_dead_letter(
     error: BaseException | str,
     *,
     first_error: str = "",
+    attempts: int | None = None,
     rows: bytes | None = None,
 ) -> PubAck:
     """Publish the dead letter of a delivery; only when this has returned may the delivery be `term`ed.
 
     Raises: as `publish_letter`.
     """
-    return await publish_letter(js, DeadLetter.of(delivery, reason, error, first_error=first_error, rows=rows))
+    letter = DeadLetter.of(delivery, reason, error, first_error=first_error, attempts=attempts, rows=rows)
+    return await publish_letter(js, letter)
 
 
-async def list_dead_letters(js: JetStreamContext, limit: int = 100, *, after_seq: int = 0) -> list[DeadLetter]:
+async def list_dead_letters(
+    js: JetStreamContext, limit: int = 100, *, after_seq: int = 0, selection: Selection = Selection()
+) -> list[DeadLetter]:
     """Return dead letters, oldest first, from behind `after_seq` (the `seq` of the last one seen).
 
     Raises:
         BusUnreachable: JetStream does not answer.
     """
-    return [letter async for letter in _walk(js, limit, after_seq)]
+    letters: list[DeadLetter] = []
+    if limit > 0:
+        async for letter in walk_dead_letters(js, selection, after_seq=after_seq):
+            letters.append(letter)
+            if len(letters) >= limit:
+                break
+    return letters
+
+
+async def walk_dead_letters(
+    js: JetStreamContext,
+    selection: Selection = Selection(),
+    *,
+    after_seq: int = 0,
+    headers_only: bool = False,
+) -> AsyncIterator[DeadLetter]:
+    """Yield those dead letters that are there now, oldest first, in fetches of many; with `headers_only` no payloads.
+
+    Raises:
+        BusUnreachable: JetStream does not answer.
+    """
+    try:
+        reader = await js.add_consumer(
+            DEAD_LETTERS,
+            api.ConsumerConfig(
+                ack_policy=api.AckPolicy.NONE,
+                deliver_policy=api.DeliverPolicy.BY_START_SEQUENCE,
+                opt_start_seq=after_seq + 1,
+                filter_subject=selection.subject,
+                headers_only=headers_only,
+                inactive_threshold=READER_LIFE_S,
+                mem_storage=True,
+            ),
+        )
+        left = reader.num_pending or 0
+        if left == 0:
+            await js.delete_consumer(DEAD_LETTERS, reader.name)
+            return
+        pull = await js.pull_subscribe_bind(
+            consumer=reader.name, stream=DEAD_LETTERS, pending_bytes_limit=16 * FETCH_BYTES
+        )
+    except _ERRORS as error:
+        raise bus_error(error, DEAD_LETTERS) from error
+    # Payloads of half a megabyte: fewer at once, so that a walk holds a bounded amount of memory.
+    most = FETCH if headers_only else FETCH_BYTES // (512 * 1024)
+    try:
+        while left > 0:
+            try:
+                messages = await pull.fetch(min(left, most), timeout=FETCH_WAIT_S)
+            except nats.errors.TimeoutError:
+                return  # what was counted is gone: dropped or expired meanwhile
+            except _ERRORS as error:
+                raise bus_error(error, DEAD_LETTERS) from error
+            for message in messages:
+                letter = _letter(message)
+                left = min(left - 1, message.metadata.num_pending)
+                if selection.takes(letter):
+                    yield letter
+    finally:
+        await _forget(js, pull, reader.name)
+
+
+async def read_dead_letter(js: JetStreamContext, seq: int) -> DeadLetter:
+    """Return one dead letter by its place in DEAD_LETTERS.
+
+    Raises:
+        InputError: there is none.
+        BusUnreachable: JetStream does not answer.
+    """
+    try:
+        found = await js.get_msg(DEAD_LETTERS, seq=seq)
+    except NotFoundError as error:
+        raise InputError(f"there is no dead letter {seq}: replayed, dropped or expired, or never there") from error
+    except _ERRORS as error:
+        raise bus_error(error, DEAD_LETTERS) from error
+    return DeadLetter.from_nats(found.headers, found.data or b"", seq=found.seq or seq, at=found.time)
+
+
+async def drop_dead_letter(js: JetStreamContext, seq: int) -> bool:
+    """Remove one dead letter for good; False if it is gone already.
+
+    Raises:
+        BusUnreachable: JetStream does not answer.
+    """
+    try:
+        return await js.delete_msg(DEAD_LETTERS, seq)
+    except APIError as error:
+        if error.code in (400, 404):
+            return False
+        raise bus_error(error, DEAD_LETTERS) from error
+    except _ERRORS as error:
+        raise bus_error(error, DEAD_LETTERS) from error
 
 
 async def count_dead_letters(js: JetStreamContext) -> dict[tuple[str, str], int]:
@@ -182,7 +242,7 @@ async def count_dead_letters(js: JetStreamContext) -> dict[tuple[str, str], int]
     """
     try:
         info = await js.stream_info(DEAD_LETTERS, subjects_filter="dlq.>")
-    except (APIError, JetStreamError, nats.errors.Error, TimeoutError) as error:
+    except _ERRORS as error:
         raise bus_error(error, DEAD_LETTERS) from error
     counts: dict[tuple[str, str], int] = {}
     for subject, number in (info.state.subjects or {}).items():
@@ -191,47 +251,15 @@ async def count_dead_letters(js: JetStreamContext) -> dict[tuple[str, str], int]
     return counts
 
 
-async def _walk(js: JetStreamContext, limit: int, after_seq: int) -> AsyncIterator[DeadLetter]:
-    for _ in range(limit):
-        try:
-            found = await js.get_msg(DEAD_LETTERS, seq=after_seq + 1, subject="dlq.>", next=True)
-        except NotFoundError:
-            return
-        except (APIError, JetStreamError, nats.errors.Error, TimeoutError) as error:
-            raise bus_error(error, DEAD_LETTERS) from error
-        yield _letter(found)
-        assert found.seq is not None
-        after_seq = found.seq
+def _letter(message: Msg) -> DeadLetter:
+    meta = message.metadata
+    return DeadLetter.from_nats(message.headers, message.data, seq=meta.sequence.stream, at=meta.timestamp)
 
 
-def _letter(found: api.RawStreamMsg) -> DeadLetter:
-    headers = found.headers or {}
-    ours = {
-        name.removeprefix(_PREFIX): unquote(value, errors="surrogatepass")
-        for name, value in headers.items()
-        if name.startswith(_PREFIX)
-    }
-    if ours.get("Reason") not in set(Reason):
-        # Somebody published here by hand: shown all the same, so that it can be dropped.
-        ours = {"Reason": Reason.UNREADABLE_ENVELOPE, "Last-Error": "a dead letter without its own headers"}
-    return DeadLetter(
-        reason=Reason(ours["Reason"]),
-        stream=ours.get("Stream", ""),
-        subject=ours.get("Subject", ""),
-        stream_seq=int(ours.get("Seq", 0)),
-        correlation_id=ours.get("Correlation-Id", ""),
-        payload=found.data or b"",
-        last_error=ours.get("Last-Error", ""),
-        first_error=ours.get("First-Error", ""),
-        attempts=int(ours.get("Attempts", 1)),
-        headers={name: value for name, value in headers.items() if not name.startswith((_PREFIX, "Nats-"))},
-        seq=found.seq or 0,
-        at=found.time,
-    )
-
-
-def _correlation_id(delivery: Delivery) -> str:
+async def _forget(js: JetStreamContext, pull: JetStreamContext.PullSubscription, reader: str) -> None:
+    """End a reader; the server forgets it by itself where this does not reach it."""
     try:
-        return delivery.batch_headers().correlation_id
-    except UnreadableBatch:
-        return unquote(delivery.headers.get(CORRELATION_HEADER, ""), errors="replace")
+        await pull.unsubscribe()
+        await js.delete_consumer(DEAD_LETTERS, reader)
+    except _ERRORS as error:
+        log.debug("a reader was not removed", consumer=reader, error=str(error) or type(error).__name__)

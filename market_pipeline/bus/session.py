@@ -15,11 +15,13 @@ from nats.js import JetStreamContext
 from market_pipeline.bus.connection import connect, probe
 from market_pipeline.bus.consumer import BatchConsumer, Delivery
 from market_pipeline.bus.dead_letters import DeadLetter, Reason, publish_dead_letter, publish_letter
+from market_pipeline.bus.lag import Lag, consumer_lag
 from market_pipeline.bus.publisher import Publisher
 from market_pipeline.bus.rate import KvRateGate
 from market_pipeline.bus.receipts import Receipts, publish_receipts, receipts
 from market_pipeline.bus.streams import HISTORY, ensure_streams
 from market_pipeline.bus.subjects import history_subject
+from market_pipeline.bus.throttle import Throttle, ThrottleGate, publish_throttle, throttle_gate
 from market_pipeline.settings import NatsSettings, VendorSettings
 
 __all__ = ["BusSession", "open_bus"]
@@ -51,13 +53,41 @@ class BusSession:
         async with BatchConsumer(self.nc, self.js, stream) as consumer:
             yield consumer
 
+    async def lag(self, stream: str) -> Lag:
+        """Ask how far the bridge is behind on a stream; raises BusUnreachable."""
+        return await consumer_lag(self.js, stream)
+
+    async def send_throttle(self, service: str, throttle: Throttle) -> None:
+        """Slow a service down, or let it go; raises BusUnreachable."""
+        await publish_throttle(self.nc, service, throttle)
+
+    @asynccontextmanager
+    async def throttle(self, service: str) -> AsyncIterator[ThrottleGate]:
+        """Hear how fast a service may publish."""
+        async with throttle_gate(self.nc, service) as gate:
+            yield gate
+
     def rate_gate(self, vendor: VendorSettings) -> KvRateGate:
         """Return the gate that all processes with this vendor key share."""
         return KvRateGate.of(self.nc, vendor, replicas=self.replicas)
 
-    async def bury(self, delivery: Delivery, reason: Reason | str, error: str, *, rows: bytes | None = None) -> None:
-        """Send a delivery, or with `rows` only these of its rows, to dead letters; returns once it is there."""
-        await publish_dead_letter(self.js, delivery, reason, error, rows=rows)
+    async def bury(
+        self,
+        delivery: Delivery,
+        reason: Reason | str,
+        error: str,
+        *,
+        first_error: str = "",
+        attempts: int | None = None,
+        rows: bytes | None = None,
+    ) -> None:
+        """Send a delivery, or with `rows` only these of its rows, to dead letters; returns once it is there.
+
+        `attempts`: how often it truly failed, where that is not the number of its deliveries.
+        """
+        await publish_dead_letter(
+            self.js, delivery, reason, error, first_error=first_error, attempts=attempts, rows=rows
+        )
 
     async def bury_vendor_rows(
         self, rows: Sequence[tuple[str, str]], *, symbol: str, correlation_id: str, request_id: str

@@ -73,3 +73,8 @@ def dlq_subject(stream: str, reason: str) -> str:
 def receipt_subject(run_id: str) -> str:
     """Name the core NATS subject on which a bridge tells a run what became of its batches."""
     return f"receipt.{token(run_id)}"
+
+
+def throttle_subject(service: str) -> str:
+    """Name the core NATS subject on which the hub slows a service down, `system.throttle.{service}`."""
+    return f"system.throttle.{token(service)}"

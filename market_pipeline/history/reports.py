@@ -82,6 +82,8 @@ class LoadReport:
     symbols: dict[str, SymbolLoad] = field(default_factory=dict)
     retries: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
+    seconds_throttled: float = 0.0
+    """What its publications have waited for the hub's sake, together."""
     latency_ms: dict[str, float] = field(default_factory=dict)
 
     @property

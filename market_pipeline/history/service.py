@@ -57,6 +57,7 @@ def load_minutes(
             )
             report.retries = dict(rt.vendor.stats.retries)
             report.seconds = time.monotonic() - started
+            report.seconds_throttled = rt.tracker.seconds_throttled
             report.latency_ms = await asyncio.to_thread(rt.ingest.latency, run_id)
         return report
 

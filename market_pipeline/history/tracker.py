@@ -8,11 +8,14 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
+import structlog
+
 from market_pipeline.bus.envelope import BatchHeaders, EncodedBatch, encode_batches
 from market_pipeline.bus.publisher import Publisher
 from market_pipeline.bus.receipts import Receipts
 from market_pipeline.bus.session import BusSession
 from market_pipeline.bus.subjects import history_subject
+from market_pipeline.bus.throttle import HISTORY_SERVICE, ThrottleGate
 from market_pipeline.errors import HistoryError, StoreError, Transient, VerificationFailed
 from market_pipeline.history.gather import Gather
 from market_pipeline.history.reports import SeriesCounts
@@ -20,6 +23,8 @@ from market_pipeline.live.claims import waves
 from market_pipeline.market.restatement import unproven
 from market_pipeline.stores.bars import BarStore, BatchRange, SeriesDigest
 from market_pipeline.stores.ledgers import IngestLedger, IngestRow
+
+log = structlog.get_logger(__name__)
 
 LOOK_EVERY_S = 0.5
 PUBLISH_AGAIN = 3
@@ -47,11 +52,17 @@ class Tracker:
         self._waiting: dict[int, asyncio.Future[IngestRow]] = {}
         self._last_progress = time.monotonic()
         self._failure: BaseException | None = None
+        self._gate = ThrottleGate(HISTORY_SERVICE)
+
+    @property
+    def seconds_throttled(self) -> float:
+        """What the publications of this run have waited for the hub's sake, together."""
+        return self._gate.seconds_throttled
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Tracker]:
         """Watch the ledger while the context is open; a receipt only makes the next look come sooner."""
-        async with self._bus.receipts(self._run_id) as heard:
+        async with self._bus.receipts(self._run_id) as heard, self._bus.throttle(HISTORY_SERVICE) as self._gate:
             watcher = asyncio.create_task(self._watch(heard))
             try:
                 yield self
@@ -59,6 +70,13 @@ class Tracker:
                 watcher.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await watcher
+                if self._gate.batches_throttled:
+                    log.info(
+                        "run_was_throttled",
+                        run_id=self._run_id,
+                        batches=self._gate.batches_throttled,
+                        seconds=round(self.seconds_throttled, 1),
+                    )
 
     async def publish(self, batch: EncodedBatch) -> asyncio.Future[IngestRow]:
         """Publish one batch when there is room; the future resolves with its line in the ledger.
@@ -68,6 +86,7 @@ class Tracker:
             HistoryError: nothing was stored for the drain time-out.
         """
         await self._slots.acquire()
+        await self._passes()
         if self._failure is not None:
             self._slots.release()
             raise self._failure
@@ -83,6 +102,14 @@ class Tracker:
             self._slots.release()
             raise
         return future
+
+    async def _passes(self) -> None:
+        """Wait for the hub's throttle, holding a slot."""
+        try:
+            await self._gate.pass_()
+        except BaseException:
+            self._slots.release()
+            raise
 
     async def settle(self, batches: Sequence[EncodedBatch], *, counts: SeriesCounts) -> None:
         """Publish batches, wait until each is stored, and verify their values; add what happened to `counts`.

@@ -8,7 +8,7 @@ crash between any two steps repeats work that the key and the revision make harm
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 
@@ -19,8 +19,10 @@ from market_pipeline.bus.consumer import BatchConsumer, Delivery
 from market_pipeline.bus.dead_letters import Reason
 from market_pipeline.bus.envelope import BatchHeaders, decode, now_ms
 from market_pipeline.bus.session import BusSession
-from market_pipeline.errors import StoreQueryError, UnreadableBatch
+from market_pipeline.errors import UnreadableBatch
 from market_pipeline.live.claims import Claims, waves
+from market_pipeline.live.inspection import inspect
+from market_pipeline.live.salvage import Salvage
 from market_pipeline.live.worker import BridgeStats, StreamWorker
 from market_pipeline.market.bars import split_valid
 from market_pipeline.market.restatement import compare
@@ -30,8 +32,8 @@ from market_pipeline.stores.ledgers import IngestLedger, IngestRow
 
 log = structlog.get_logger(__name__)
 
-MAX_DELIVERIES = 10
-"""Deliveries after which a batch that the store refuses, while it takes others, goes to dead letters."""
+MAX_REFUSALS = 10
+"""Refusals after which a batch that the store does not take, while it takes others, goes to dead letters."""
 
 
 @dataclass
@@ -52,6 +54,13 @@ class _Outcome:
     error: str = ""
     reason: str = ""
     inserted: int = 0
+    first_error: str = ""
+    attempts: int | None = None
+
+    @property
+    def writes(self) -> bool:
+        """Whether the store is asked to take rows of it."""
+        return self.outcome == "stored" and (self.raw or (self.frame is not None and self.frame.height > 0))
 
 
 @dataclass
@@ -68,6 +77,7 @@ class BridgeWorker(StreamWorker):
         quiet_s: how long nothing may come before a group is taken as whole; None: it waits `gather_s`.
         merge_lines: write one line a flush to the ledger, where many small batches share an id.
         executor: where blocking calls run; None: the event loop's threads.
+        symbols: the keys that are stored, those of others go to dead letters; None: every symbol.
     """
 
     consumer: BatchConsumer
@@ -81,17 +91,27 @@ class BridgeWorker(StreamWorker):
     quiet_s: float | None = None
     merge_lines: bool = False
     executor: Executor | None = None
+    symbols: Collection[str] | None = None
     stats: BridgeStats = field(default_factory=BridgeStats)
     _claims: Claims = field(default_factory=Claims)
+    _salvage: Salvage[_Outcome] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._salvage = Salvage(self._insert, lambda o: o.delivery.stream_seq, self._decoded, lambda o: o.writes)
 
     async def _store(self, group: list[Delivery]) -> None:
         """Dead-letter what cannot be read, then store the rest in waves that do not overlap."""
         good: list[tuple[Delivery, BatchHeaders]] = []
         for delivery in group:
             try:
-                good.append((delivery, delivery.batch_headers()))
+                headers = delivery.batch_headers()
             except UnreadableBatch as error:
                 await self._bury(delivery, error.reason, str(error))
+                continue
+            if self.symbols is not None and headers.symbol not in self.symbols:
+                await self._bury(delivery, Reason.UNKNOWN_SYMBOL, f"{headers.symbol!r} is not among the instruments")
+                continue
+            good.append((delivery, headers))
         ranges = [batch_range(headers) for _, headers in good]
         for wave in waves(ranges):
             async with self._claims.hold([ranges[i] for i in wave]):
@@ -112,12 +132,36 @@ class BridgeWorker(StreamWorker):
                 outcomes.append(_Outcome(delivery, headers, unchanged=headers.rows))
             else:
                 outcomes.append(await self._compare(delivery, headers))
-        try:
-            await self._insert(outcomes)
-        except (StoreQueryError, UnreadableBatch) as error:  # one of them spoils the insert of all
-            log.warning("bridge_insert_refused", batches=len(wave), error=str(error))
-            outcomes = await self._one_by_one(outcomes)
-        return [replace(outcome, inserted=now_ms()) for outcome in outcomes]
+        outcomes = await self._inspected(outcomes)
+        kept, refused = await self._salvage.insert(outcomes)
+        for outcome, refusal in refused:
+            if refusal.count < MAX_REFUSALS:
+                self.stats.given_back += 1
+                await self.consumer.give_back([outcome.delivery], delay_s=1.0)
+            else:
+                kept.append(_rejected(outcome.delivery, outcome.headers, Reason.INSERT_FAILED, refusal.last_error))
+                kept[-1].first_error, kept[-1].attempts = refusal.first_error, refusal.count
+        return [replace(outcome, inserted=now_ms()) for outcome in kept]
+
+    async def _inspected(self, outcomes: list[_Outcome]) -> list[_Outcome]:
+        """Look into batches that nobody else verifies: reject unreadable ones, dead-letter malformed rows alone."""
+        unverified = [o for o in outcomes if o.raw and not o.headers.run_id]
+        if not unverified:
+            return outcomes
+        findings = await self._thread(inspect, [(o.delivery.payload, o.headers) for o in unverified])
+        found = {id(o): finding for o, finding in zip(unverified, findings, strict=True) if finding is not None}
+        judged: list[_Outcome] = []
+        for one in outcomes:
+            finding = found.get(id(one))
+            if finding is None:
+                judged.append(one)
+            elif finding.error is not None:
+                judged.append(_rejected(one.delivery, one.headers, finding.error.reason, str(finding.error)))
+            else:
+                await self._bury_rows(one.delivery, finding.bad)
+                new, bad = finding.good, finding.bad.height
+                judged.append(_Outcome(one.delivery, one.headers, frame=new, new=new.height, rejected=bad))
+        return judged
 
     async def _compare(self, delivery: Delivery, headers: BatchHeaders) -> _Outcome:
         """Decode a batch and keep the rows that change what is stored; a malformed row is dead-lettered alone."""
@@ -125,14 +169,9 @@ class BridgeWorker(StreamWorker):
         try:
             frame = await self._thread(decode, delivery.payload, headers)
         except UnreadableBatch as error:
-            return _Outcome(
-                delivery, headers, outcome="rejected", error=str(error), reason=error.reason, rejected=headers.rows
-            )
+            return _rejected(delivery, headers, error.reason, str(error))
         good, bad = split_valid(frame)
-        if bad.height:
-            for row in bad.iter_slices(1):
-                text = row.drop("reason").write_ndjson().encode()
-                await self.bus.bury(delivery, Reason.MALFORMED_ROW, str(row["reason"][0]), rows=text)
+        await self._bury_rows(delivery, bad)
         stored = await self._thread(
             self.bars.stored_rows,
             where.symbol,
@@ -158,7 +197,7 @@ class BridgeWorker(StreamWorker):
     async def _insert(self, outcomes: Sequence[_Outcome]) -> None:
         """Write the spliced raw batches in one insert and the changed rows in another."""
         payloads = [o.delivery.payload for o in outcomes if o.raw]
-        frames = [o.frame for o in outcomes if o.frame is not None and o.frame.height]
+        frames = [o.frame for o in outcomes if o.outcome == "stored" and o.frame is not None and o.frame.height]
         if payloads:
             await self._thread(self.bars.insert_arrow_messages, payloads)
             self.stats.inserts += 1
@@ -166,28 +205,8 @@ class BridgeWorker(StreamWorker):
             await self._thread(self.bars.insert_frame, pl.concat(frames))
             self.stats.inserts += 1
 
-    async def _one_by_one(self, outcomes: Sequence[_Outcome]) -> list[_Outcome]:
-        """Find the batch that the store refuses: insert each alone, decoded; what still fails waits or is buried."""
-        kept: list[_Outcome] = []
-        for outcome in outcomes:
-            one = await self._compare(outcome.delivery, outcome.headers) if outcome.raw else outcome
-            try:
-                await self._insert([one])
-            except StoreQueryError as error:
-                if outcome.delivery.deliveries < MAX_DELIVERIES:
-                    await self.consumer.give_back([outcome.delivery], delay_s=1.0)
-                    self.stats.given_back += 1
-                    continue
-                one = _Outcome(
-                    outcome.delivery,
-                    outcome.headers,
-                    outcome="rejected",
-                    error=str(error),
-                    reason=Reason.INSERT_FAILED,
-                    rejected=outcome.headers.rows,
-                )
-            kept.append(one)
-        return kept
+    async def _decoded(self, outcome: _Outcome) -> _Outcome:
+        return await self._compare(outcome.delivery, outcome.headers) if outcome.raw else outcome
 
     async def _settle(self, outcomes: Sequence[_Outcome]) -> None:
         """Write the ledger, acknowledge, and tell whoever waits."""
@@ -198,11 +217,28 @@ class BridgeWorker(StreamWorker):
         stored = [o for o in outcomes if o.outcome == "stored"]
         for outcome in outcomes:
             if outcome.outcome == "rejected":
-                await self._bury(outcome.delivery, outcome.reason, outcome.error)
+                await self._bury(
+                    outcome.delivery,
+                    outcome.reason,
+                    outcome.error,
+                    first_error=outcome.first_error,
+                    attempts=outcome.attempts,
+                )
+                self._salvage.forget(outcome)
         await self.consumer.ack([o.delivery for o in stored])
         for outcome in stored:
             self._count(outcome, outcome.headers.rows)
         await self.bus.send_receipts([(o.headers.run_id, o.headers.batch_id, o.outcome) for o in outcomes])
+
+    async def _bury_rows(self, delivery: Delivery, bad: pl.DataFrame) -> None:
+        """Send malformed rows (with their `reason`) to dead letters, each alone, as JSON."""
+        for row in bad.iter_slices(1):
+            text = row.drop("reason").write_ndjson().encode()
+            await self.bus.bury(delivery, Reason.MALFORMED_ROW, str(row["reason"][0]), rows=text)
+
+
+def _rejected(delivery: Delivery, headers: BatchHeaders, reason: str, error: str) -> _Outcome:
+    return _Outcome(delivery, headers, outcome="rejected", error=error, reason=reason, rejected=headers.rows)
 
 
 def batch_range(headers: BatchHeaders) -> BatchRange:

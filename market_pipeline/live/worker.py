@@ -154,9 +154,11 @@ class StreamWorker:
         except BusError as error:
             log.warning("bridge_cannot_give_back", batches=len(group), error=str(error))
 
-    async def _bury(self, delivery: Delivery, reason: str, error: str) -> None:
+    async def _bury(
+        self, delivery: Delivery, reason: str, error: str, *, first_error: str = "", attempts: int | None = None
+    ) -> None:
         """Send a delivery to dead letters; it leaves its stream only after that was acknowledged."""
-        await self.bus.bury(delivery, reason, error)
+        await self.bus.bury(delivery, reason, error, first_error=first_error, attempts=attempts)
         await self.consumer.term(delivery)
         self.stats.dead_letters += 1
         self.stats.settled()

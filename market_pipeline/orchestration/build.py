@@ -11,6 +11,7 @@ from market_pipeline.orchestration.assets.derived import build_derived
 from market_pipeline.orchestration.assets.minutes import build_minutes, vendor_minutes
 from market_pipeline.orchestration.assets.ticks import market_ticks, vendor_stream
 from market_pipeline.orchestration.checks.definitions import build_checks
+from market_pipeline.orchestration.dead_letters import build_replay_job
 from market_pipeline.orchestration.jobs import check_bars, load_history, probe_services
 from market_pipeline.orchestration.live.job import build_live_job
 from market_pipeline.orchestration.live.sensor import keep_live_sensor
@@ -45,6 +46,7 @@ def _build(partitions: BarPartitions) -> dg.Definitions:
             build_repair_job(partitions),
             build_live_job(partitions),
             build_reconcile_job(partitions),
+            build_replay_job(),
             check_bars(),
             probe_services(),
         ],

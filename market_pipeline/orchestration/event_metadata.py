@@ -115,6 +115,8 @@ def _load_summary(report: LoadReport, symbols: Iterable[str]) -> Metadata:
     summary["retries of the run"] = sum(report.retries.values())
     summary["rows per second of the run"] = round(report.rows_per_second, 1)
     summary["seconds of the run"] = round(report.seconds, 3)
+    if report.seconds_throttled:
+        summary["seconds throttled"] = round(report.seconds_throttled, 1)
     gaps = [load.gaps for load in loads if load.gaps.height]
     if gaps:
         table = pl.concat(gaps, how="diagonal_relaxed").sort("minutes", descending=True)

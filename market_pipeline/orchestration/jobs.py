@@ -11,7 +11,7 @@ from market_pipeline.orchestration.failures import readable_failures
 from market_pipeline.orchestration.resources import BusResource, StoresResource, VendorResource
 
 LOAD_HISTORY, REPAIR_GAPS, CHECK_BARS, PROBE_SERVICES = "load_history", "repair_gaps", "check_bars", "probe_services"
-RECONCILE_LIVE = "reconcile_live"
+RECONCILE_LIVE, REPLAY_DEAD_LETTERS = "reconcile_live", "replay_dead_letters"
 
 CRASH_RETRY = {"dagster/max_retries": "1"}
 """A run whose process died goes on from its checkpoint once; a step that failed has had its retries inside."""

@@ -8,7 +8,7 @@ deployment can point one part elsewhere. Secrets are never fields: the UI shows 
 import asyncio
 import time
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,8 +18,10 @@ from pydantic import BaseModel, Field
 from market_pipeline.settings import Settings, load_settings
 
 if TYPE_CHECKING:
+    from market_pipeline.bus.dead_letter_box import DeadLetterBox, Unread
     from market_pipeline.stores import Stores
 
+Answer = TypeVar("Answer")
 Section = TypeVar("Section", bound=BaseModel)
 
 
@@ -98,6 +100,23 @@ class BusResource(_Part):
                 await client.close()
 
         return asyncio.run(run())
+
+    def with_dead_letters(self, work: Callable[["DeadLetterBox"], Awaitable[Answer]]) -> Answer:
+        """Do something with the dead letters; return what it returns."""
+        from market_pipeline.bus.dead_letter_box import DeadLetterBox
+        from market_pipeline.bus.session import open_bus
+
+        nats = platform_settings(self).nats
+
+        async def run() -> Answer:
+            async with open_bus(nats, "dagster dead letters") as bus:
+                return await work(DeadLetterBox(bus))
+
+        return asyncio.run(run())
+
+    def unread_letters(self) -> "Unread":
+        """Count the dead letters that nobody has read."""
+        return self.with_dead_letters(lambda box: box.unread())
 
 
 class StoresResource(_Part):

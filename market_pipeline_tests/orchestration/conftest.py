@@ -20,6 +20,7 @@ import polars as pl
 import pytest
 
 import market_pipeline
+from market_pipeline.bus.dead_letter_box import Unread
 from market_pipeline.history.reports import (
     DAY_SCHEMA,
     DeriveReport,
@@ -170,6 +171,7 @@ class StoredBars:
     asked_ranges: dict[str, list[tuple[datetime, datetime]]] = field(default_factory=dict)
     ledger: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=LEDGER_SCHEMA))
     error: Exception | None = None
+    unread: Unread = field(default_factory=Unread)
 
     def winners(self, symbol: str, timeframe: str, start: datetime, end: datetime, columns: Any = None) -> pl.DataFrame:
         frame = self.frames.get((symbol, timeframe), pl.DataFrame(schema=BAR_SCHEMA))
@@ -220,6 +222,7 @@ def stored(monkeypatch: pytest.MonkeyPatch) -> StoredBars:
         yield SimpleNamespace(bars=stored, gaps=stored, requests=stored)
 
     monkeypatch.setattr(resources.StoresResource, "open", open_stores)
+    monkeypatch.setattr(resources.BusResource, "unread_letters", lambda _: stored.unread)
     return stored
 
 

@@ -121,8 +121,10 @@ def test_freshness_is_evaluated_without_a_run(
     record(instance, now.date() - timedelta(days=1), "BTCUSD")
     newest = pl.DataFrame({"symbol": ["BTCUSD"], "ts": [now - age]}, schema_overrides={"ts": BAR_SCHEMA["ts"]})
     stored.frames[("BTCUSD", "1m")] = newest
-    fresh, partial = sensor_tick(defs, instance).asset_events
+    fresh, partial, letters = sensor_tick(defs, instance).asset_events
     assert isinstance(fresh, dg.AssetCheckEvaluation)
+    assert isinstance(letters, dg.AssetCheckEvaluation)
+    assert (letters.check_name, letters.passed) == ("dead_letters", True)
     assert isinstance(partial, dg.AssetCheckEvaluation)
     assert (fresh.check_name, fresh.passed) == ("freshness", passed)
     assert (partial.check_name, partial.passed) == ("partial_closed", True)

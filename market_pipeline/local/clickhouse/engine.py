@@ -27,6 +27,13 @@ from market_pipeline.local.clickhouse.sql import Settings  # noqa: E402
 
 _chdb: Any = chdb._chdb  # a compiled module without types
 _IDLE_HANDLES = 64
+_ERROR_OF_THIS_QUERY = """
+    SELECT code, replaceAll(last_error_message, '\\n', ' ')
+    FROM system.errors
+    WHERE query_id = queryID() AND NOT remote
+    ORDER BY last_error_time DESC
+    LIMIT 1
+"""
 
 
 @contextmanager
@@ -102,7 +109,18 @@ class Handle:
     def insert(self, statement: str, data_format: str) -> InsertStream:
         """Start an INSERT whose data come piece by piece; the statement ends before FORMAT."""
         with _clickhouse_errors():
-            return InsertStream(self._chdb, self._chdb.send_insert(statement, data_format))
+            return InsertStream(self, self._chdb, self._chdb.send_insert(statement, data_format))
+
+    def raise_last_error(self) -> None:
+        """Raise the error that the statement before this call met without telling.
+
+        chDB takes an INSERT's last piece and answers that it wrote every row also where writing them failed (a
+        constraint, an expression that throws, a full disk): only the engine's own table of errors knows. The id of the
+        query stays the INSERT's until another one begins on this handle.
+        """
+        code, _, text = self.value(_ERROR_OF_THIS_QUERY).partition("\t")
+        if code:
+            raise ClickHouseError(text, int(code))
 
     def check(self, sql: bytes) -> None:
         """Refuse several statements in one, and those that end or stop the process.
@@ -149,8 +167,8 @@ class Stream:
 class InsertStream:
     """An INSERT that takes its data in pieces."""
 
-    def __init__(self, connection: Any, result: Any) -> None:
-        self._chdb, self._result = connection, result
+    def __init__(self, handle: Handle, connection: Any, result: Any) -> None:
+        self._handle, self._chdb, self._result = handle, connection, result
 
     def append(self, data: bytes) -> None:
         """Give the engine the next piece; pieces may end anywhere."""
@@ -158,9 +176,10 @@ class InsertStream:
             self._chdb.insert_append(self._result, data)
 
     def finish(self) -> Result:
-        """Store what came and return what was written."""
+        """Store what came and return what was written; raise ClickHouseError where that failed."""
         with _clickhouse_errors():
             result: Result = self._chdb.insert_done(self._result)
+        self._handle.raise_last_error()
         return result
 
     def cancel(self) -> None:

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from market_pipeline.errors import MarketPipelineError
 from market_pipeline.orchestration.assets.derived import DAILY_DERIVED, WEEKLY, bars_key
 from market_pipeline.orchestration.assets.minutes import MINUTES
+from market_pipeline.orchestration.checks.dead_letter_rules import judge_dead_letters
 from market_pipeline.orchestration.checks.evaluate import (
     evaluate_agreement,
     evaluate_freshness,
@@ -22,18 +24,19 @@ from market_pipeline.orchestration.checks.verdict import Verdict, report
 from market_pipeline.orchestration.failures import readable_failures
 from market_pipeline.orchestration.loaded import last_loaded_days, partial_partitions
 from market_pipeline.orchestration.partitions import BarPartitions
-from market_pipeline.orchestration.resources import StoresResource, platform_settings
+from market_pipeline.orchestration.resources import BusResource, StoresResource, platform_settings
 from market_pipeline.orchestration.wanted import Wanted
 
 if TYPE_CHECKING:
     from market_pipeline.stores import Stores
 
-GAPS, SANITY, FRESHNESS, PARTIAL_CLOSED, LIVE_AGREEMENT, AGREEMENT = (
+GAPS, SANITY, FRESHNESS, PARTIAL_CLOSED, LIVE_AGREEMENT, DEAD_LETTERS, AGREEMENT = (
     "gaps",
     "ohlc_sanity",
     "freshness",
     "partial_closed",
     "live_agreement",
+    "dead_letters",
     "agrees_with_parent",
 )
 _MINUTE_CHECKS = {
@@ -56,6 +59,10 @@ _MINUTE_CHECKS = {
         "`live.price_tolerance` and `live.volume_tolerance`. Yellow: some differ; the table has the largest. "
         "Looks at the days of its run, else at yesterday and today. Which of the two wins is the setting "
         "`history.precedence`; the job reconcile_live asks for the vendor's minutes first."
+    ),
+    DEAD_LETTERS: (
+        "No message or row that could never be stored is unread. A dead letter is read once a person acknowledged, "
+        "replayed or dropped it: `market-pipeline dead-letters`, or the job `replay_dead_letters`."
     ),
 }
 _NEWEST, _SPREAD, _RECENT, _MOST_SYMBOLS = 7, 14, 7, 50
@@ -80,7 +87,7 @@ def _minute_checks(partitions: BarPartitions) -> dg.AssetChecksDefinition:
     }
 
     @dg.multi_asset_check(name="minute_checks", specs=list(specs.values()), can_subset=True)
-    def minute_checks(context: dg.AssetCheckExecutionContext, stores: StoresResource):  # type: ignore[no-untyped-def]  # Dagster reads a generator's annotation
+    def minute_checks(context: dg.AssetCheckExecutionContext, stores: StoresResource, bus: BusResource):  # type: ignore[no-untyped-def]  # Dagster reads a generator's annotation
         chosen = {check.name for check in context.selected_asset_check_keys}
         instruments, now = partitions.instruments, datetime.now(UTC)
         with readable_failures(), stores.open() as opened:
@@ -95,6 +102,7 @@ def _minute_checks(partitions: BarPartitions) -> dg.AssetChecksDefinition:
                 LIVE_AGREEMENT: lambda: evaluate_live(
                     opened, instruments, platform, now, last_days(instruments, now.date()) if days is None else days
                 ),
+                DEAD_LETTERS: lambda: dead_letter_verdict(bus),
             }
             for name, judge in judges.items():
                 if name in chosen:
@@ -115,6 +123,14 @@ def freshness_verdict(
 def partial_verdict(instance: dg.DagsterInstance, partitions: BarPartitions, now: datetime) -> Verdict:
     """Judge recent partitions whose last load was partial."""
     return judge_partial(partial_partitions(instance, MINUTES, partitions, now.date()), now)
+
+
+def dead_letter_verdict(bus: BusResource) -> Verdict:
+    """Judge the dead letters that nobody has read; a bus that cannot be asked is red, not silent."""
+    try:
+        return judge_dead_letters(bus.unread_letters())
+    except MarketPipelineError as error:
+        return Verdict("error", f"the dead letters cannot be counted: {error}")
 
 
 def _agreement(partitions: BarPartitions, *, weekly: bool) -> dg.AssetChecksDefinition:

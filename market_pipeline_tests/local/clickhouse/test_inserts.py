@@ -101,6 +101,25 @@ def test_bad_data_are_refused_and_the_next_insert_works(client: Any, http: httpx
     assert client.command(f"SELECT count() FROM {table}") == 1000
 
 
+@pytest.mark.parametrize("rows", [[2], [1, 2, 3]])
+def test_rows_that_cannot_be_written_are_never_answered_with_ok(
+    client: Any, http: httpx.Client, table: str, rows: list[int]
+) -> None:
+    """The data parse; writing them fails, as on a full disk: chDB itself says that it wrote them."""
+    client.command(f"ALTER TABLE {table} ADD CONSTRAINT odd CHECK a != 2")
+    data = "".join(f"{a}\tx\n" for a in rows).encode()
+    refused = http.post("/", params={"query": f"INSERT INTO {table} FORMAT TSV"}, content=data)
+    assert (refused.status_code, refused.headers["x-clickhouse-exception-code"]) == (500, "469")
+    assert "Constraint `odd`" in refused.text
+    assert client.query(f"SELECT count() FROM {table}").result_rows == [(0,)]
+    # neither the next INSERT nor another one that meets the same error has anything to do with it
+    client.insert(table, [[1, "x"]], column_names=["a", "s"])
+    with pytest.raises(DatabaseError, match="469"):
+        client.command(f"INSERT INTO {table} SELECT 2, 'x'")
+    client.insert(table, [[3, "x"]], column_names=["a", "s"])
+    assert client.query(f"SELECT count() FROM {table}").result_rows == [(2,)]
+
+
 def test_rows_for_input_are_never_dropped_in_silence(http: httpx.Client, table: str) -> None:
     statement = f"INSERT INTO {table} SELECT a, s FROM input('a Int64, s String') FORMAT CSV"
     answer = http.post("/", params={"query": statement}, content=b"1,x\n")
