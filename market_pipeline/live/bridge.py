@@ -59,6 +59,7 @@ class _Outcome:
     headers: BatchHeaders
     raw: bool = False
     frame: pl.DataFrame | None = None
+    replaced: pl.DataFrame | None = None
     new: int = 0
     restated: int = 0
     withdrawn: int = 0
@@ -219,6 +220,7 @@ class BridgeWorker:
             delivery,
             headers,
             frame=changes.write,
+            replaced=changes.replaced,
             new=changes.new,
             restated=changes.restated,
             withdrawn=changes.withdrawn,
@@ -228,14 +230,16 @@ class BridgeWorker:
         )
 
     async def _insert(self, outcomes: Sequence[_Outcome]) -> None:
-        """Write the spliced raw batches in one insert and the changed rows in another."""
+        """Write the spliced raw batches in one insert and the changed rows, with what they replace, in another."""
         payloads = [o.delivery.payload for o in outcomes if o.raw]
-        frames = [o.frame for o in outcomes if o.frame is not None and o.frame.height]
+        changed = [(o.frame, o.replaced) for o in outcomes if o.frame is not None and o.frame.height]
         if payloads:
             await asyncio.to_thread(self.bars.insert_arrow_messages, payloads)
             self.stats.inserts += 1
-        if frames:
-            await asyncio.to_thread(self.bars.insert_frame, pl.concat(frames))
+        if changed:
+            frames = [frame for frame, _ in changed]
+            replaced = [rows for _, rows in changed if rows is not None]
+            await asyncio.to_thread(self.bars.insert_changes, pl.concat(frames), pl.concat(replaced))
             self.stats.inserts += 1
 
     async def _one_by_one(self, outcomes: Sequence[_Outcome]) -> list[_Outcome]:

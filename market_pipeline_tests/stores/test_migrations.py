@@ -13,7 +13,7 @@ from market_pipeline.stores import migrations
 from market_pipeline.stores.clickhouse import Client, connect
 from market_pipeline_tests.stores.conftest import settings_of
 
-NAMES = ["bars", "bar_views", "ingest_batches", "vendor_requests", "gaps", "bars_1s"]
+NAMES = ["bars", "bar_views", "ingest_batches", "vendor_requests", "gaps", "bars_1s", "bar_revisions"]
 
 
 @pytest.fixture
@@ -44,6 +44,9 @@ def test_apply_twice(fresh: Client) -> None:
             "bars_1s_ranked",
             "bars_1s_final",
             "bar_1s_digests",
+            "bar_revisions",
+            "bar_revisions_ranked",
+            "bar_changes",
             "ingest_batches",
             "vendor_requests",
             "gaps",
@@ -104,7 +107,7 @@ def test_the_cluster_s_schema_parses_and_is_replicated(fresh: Client) -> None:
         assert "ON CLUSTER 'prod'" in statement
     tables = [s for s in statements if s.startswith("CREATE TABLE") and "Distributed(" not in s]
     assert all("ENGINE = Replicated" in s and "_local ON CLUSTER" in s for s in tables)
-    assert sum("ENGINE = Distributed('prod'" in s for s in statements) == len(tables) == 5
+    assert sum("ENGINE = Distributed('prod'" in s for s in statements) == len(tables) == 6
     engine = "ReplicatedReplacingMergeTree('/clickhouse/tables/{shard}/{database}/{table}', '{replica}', revision, "
     assert any(f"{engine}is_deleted)" in s for s in tables)
 
