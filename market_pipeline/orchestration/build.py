@@ -9,6 +9,11 @@ import dagster as dg
 from market_pipeline.market.instruments import Instruments
 from market_pipeline.orchestration.assets.derived import build_derived
 from market_pipeline.orchestration.assets.minutes import build_minutes, vendor_minutes
+from market_pipeline.orchestration.assets.restatements import (
+    build_restatements,
+    daily_restatements,
+    report_restatements,
+)
 from market_pipeline.orchestration.checks.definitions import build_checks
 from market_pipeline.orchestration.jobs import check_bars, load_history, probe_services
 from market_pipeline.orchestration.partitions import BarPartitions, bar_partitions
@@ -28,10 +33,10 @@ def build_definitions(instruments: Instruments) -> dg.Definitions:
 
 def _build(partitions: BarPartitions) -> dg.Definitions:
     return dg.Definitions(
-        assets=[vendor_minutes(), build_minutes(partitions), *build_derived(partitions)],
+        assets=[vendor_minutes(), build_minutes(partitions), *build_derived(partitions), build_restatements()],
         asset_checks=build_checks(partitions),
-        jobs=[load_history(), build_repair_job(partitions), check_bars(), probe_services()],
-        schedules=build_schedules(partitions),
+        jobs=[load_history(), build_repair_job(partitions), check_bars(), probe_services(), report_restatements()],
+        schedules=[*build_schedules(partitions), daily_restatements()],
         sensors=[freshness_sensor(partitions)],
         resources=default_resources(),
         # steps wait on servers, not on a processor: a process for each would cost seconds and a hundred megabytes

@@ -6,18 +6,20 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
+import dagster as dg
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
 from market_pipeline import read
 from market_pipeline.errors import BadRange
+from market_pipeline.orchestration.assets.restatements import KINDS, build_restatements
+from market_pipeline.orchestration.resources import SettingsResource, StoresResource
 from market_pipeline_tests.integration.world import World, day_range, utc
 
 DAYS = {"EURUSD": day_range("2024-03-04", "2024-03-05")}
 TIMEFRAMES = ("1m", "5m", "1d", "1w")
 MINUTE = utc("2024-03-04T10:00:00")
-MINUTE_LONG = timedelta(minutes=1)
 
 
 @pytest.fixture
@@ -74,13 +76,37 @@ def test_every_moment_around_a_restatement_keeps_its_answer(world: World, loaded
             assert_same(bars(world, as_of=moment), frames)
         for table in ("bars", "bar_revisions"):
             world.command(f"OPTIMIZE TABLE {table} FINAL")
-    with pytest.raises(BadRange, match="nothing of EUR/USD 1m was stored yet as of .* known at"):
-        read.bars("EUR/USD", "1m", "2024-03-04", "2024-03-05", as_of=started - MINUTE_LONG, settings=world.settings)
+    with pytest.raises(BadRange, match=r"nothing of EUR/USD 1m was stored yet as of .* known at"):
+        read.bars(
+            "EUR/USD", "1m", "2024-03-04", "2024-03-05", as_of=started - timedelta(minutes=1), settings=world.settings
+        )
 
     kinds = world.query(
         "SELECT kind, toUInt32(count()) AS bars FROM bar_changes WHERE timeframe = '1m' GROUP BY kind ORDER BY kind"
     )
     assert kinds.rows() == [("restated", 1), ("returned", 5), ("withdrawn", 5)]
+
+
+def test_the_report_says_what_was_corrected_and_by_which_batch(world: World, loaded: World) -> None:
+    world.vendor.restate("C:EURUSD", MINUTE, high=2.5)
+    again(world)
+    settings = SettingsResource(home=str(world.settings.home))
+    stores = StoresResource(settings=settings, database=world.settings.clickhouse.database)
+    result = dg.materialize(
+        [build_restatements()],
+        resources={"stores": stores},
+        run_config={"ops": {"restatements": {"config": {"days": 2}}}},
+    )
+    metadata = result.asset_materializations_for_node("restatements")[0].metadata
+    rows = [record.data for record in metadata["corrections"].records]  # type: ignore[attr-defined]
+    assert sorted(row["timeframe"] for row in rows) == sorted(("1m", "5m", "15m", "30m", "1h", "4h", "1d", "1w"))
+    minute = next(row for row in rows if row["timeframe"] == "1m")
+    assert [minute[kind] for kind in KINDS] == [1, 0, 0, 0, 0]
+    assert minute["largest_ts"] == "2024-03-04 10:00:00"
+    assert minute["largest high (%)"] > 100
+    batch = world.query("SELECT toString(batch_id) AS batch FROM bars FINAL WHERE timeframe = '1m' AND high = 2.5")
+    assert minute["largest_batch"] == batch["batch"][0]
+    assert sum(record.data["restated"] for record in metadata["by day"].records) == len(rows)  # type: ignore[attr-defined]
 
 
 def test_a_load_that_corrects_nothing_keeps_no_version(world: World, loaded: World) -> None:

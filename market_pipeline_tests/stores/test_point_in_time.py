@@ -127,7 +127,11 @@ def test_first_versions_and_equal_ones_are_not_copied(store: BarStore) -> None:
     publish(store, minutes(10, revision=2))
     assert store.client.rows("SELECT count() AS n FROM bar_revisions") == [(0,)]
     publish(store, pl.concat([minutes(10, revision=3)[:9], bar(START + 9 * MINUTE, close=7.0, revision=3)]))
-    assert store.client.rows("SELECT close = 7, known_at = ingested_at FROM bar_revisions JOIN bars USING (symbol, timeframe, ts, source, revision) ORDER BY revision") == [(0, 1), (1, 1)]  # fmt: skip
+    both = store.client.rows(
+        "SELECT close = 7, known_at = ingested_at FROM bar_revisions "
+        "JOIN bars USING (symbol, timeframe, ts, source, revision) ORDER BY revision"
+    )
+    assert both == [(0, 1), (1, 1)]
 
 
 class Broken(Client):
@@ -285,6 +289,7 @@ def test_any_history_of_corrections_is_known_at_every_moment(client: Client, eve
         merge(client)
     for moment, expected in moments:
         found = store.winners_as_of("EURUSD", "1m", START, END, moment)
-        said = [((ts - START) // MINUTE, source, close) for ts, source, close in found.select("ts", "source", "close").iter_rows()]  # fmt: skip
+        rows = found.select("ts", "source", "close").iter_rows()
+        said = [((ts - START) // MINUTE, source, close) for ts, source, close in rows]
         assert said == expected
     assert_frame_equal(plain(found), plain(store.winners("EURUSD", "1m", START, END)))

@@ -31,13 +31,13 @@ FROM
             if(was_low > 0, abs(low / was_low - 1), 0)
         ) AS size
     FROM bar_changes
-    WHERE (symbol, timeframe) IN
+    WHERE (symbol, timeframe) GLOBAL IN
         (
             SELECT symbol, timeframe
             FROM bar_revisions
             WHERE known_at >= {start:DateTime64(3, 'UTC')} AND known_at < {end:DateTime64(3, 'UTC')}
         )
-        AND ts IN
+        AND ts GLOBAL IN
         (
             SELECT ts
             FROM bar_revisions
