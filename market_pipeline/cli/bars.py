@@ -70,7 +70,7 @@ def register(app: typer.Typer) -> None:
         ts: Annotated[str, typer.Argument(help="Open of the window: 2024-01-31T15:30, UTC")],
         home: Home = None,
     ) -> None:
-        """Show every stored row of one bar, and the batches that brought them with the time of every stage."""
+        """Show every version of one bar, and the batches that brought them with the time of every stage."""
         from market_pipeline.instruments_file import load_instruments
         from market_pipeline.market import timeframes
         from market_pipeline.read import moment

@@ -94,6 +94,8 @@ def test_three_moments_around_a_restatement(store: BarStore) -> None:
         assert_frame_equal(
             store.winners_as_of("EURUSD", "1m", START, END, after), store.winners("EURUSD", "1m", START, END)
         )
+        versions = store.rows_of_bar("EURUSD", "1m", START + MINUTE)
+        assert versions.select("close", "revision").rows() == [(2.0, 2), (1.0, 1)]
         merge(store.client)
 
 
