@@ -3,6 +3,7 @@
 from market_pipeline.read import bars, ticks
 frame = bars("EUR/USD", "1h", "2024-01-01", "2024-02-01")
 quotes = ticks("EUR/USD", "2024-01-02T08:00", "2024-01-02T09:00")
+then = bars("EUR/USD", "1h", "2024-01-01", "2024-02-01", as_of="2024-02-01T09:30")  # before any later correction
 """
 
 from __future__ import annotations
@@ -47,7 +48,13 @@ _lock = threading.Lock()
 
 
 def bars(
-    symbol: str, timeframe: str | Timeframe, start: Moment, end: Moment, *, settings: Settings | None = None
+    symbol: str,
+    timeframe: str | Timeframe,
+    start: Moment,
+    end: Moment,
+    *,
+    as_of: Moment | None = None,
+    settings: Settings | None = None,
 ) -> pl.DataFrame:
     """Return the winning bars of a symbol with ts in [start, end), sorted by ts.
 
@@ -58,6 +65,9 @@ def bars(
         symbol: any form: display (`EUR/USD`), key (`EURUSD`) or the vendor's (`C:EURUSD`), in any case.
         timeframe: 1m, 5m, 15m, 30m, 1h, 4h, 1d or 1w.
         start, end: a datetime, a date (its midnight) or ISO 8601 text of either; without a time zone UTC is meant.
+        as_of: give exactly what this platform had at that moment: bars that it stored later are left out, bars that
+            were corrected or withdrawn later are as they were, and only windows that had closed are there. Bars are
+            known from when they were stored: a history loaded today was not known yesterday.
         settings: default: `load_settings()`, the environment and the local stack's file.
 
     Returns:
@@ -68,7 +78,8 @@ def bars(
 
     Raises:
         UnknownSymbol, UnknownTimeframe: the message lists what there is.
-        BadRange: a time cannot be read, end is not after start, start lies in the future, or end before the history.
+        BadRange: a time cannot be read, end is not after start, start lies in the future or after `as_of`, end before
+            the history; `as_of` lies in the future, or before anything of the series was stored.
         StoreUnreachable, StoreAuthError: ClickHouse does not answer or refuses the user.
     """
     settings = settings or load_settings()
@@ -86,7 +97,10 @@ def bars(
             f"the range ends ({last.isoformat()}) before the history of {instrument.symbol} starts "
             f"({instrument.history_start.isoformat()}, history_start in the instruments file)"
         )
-    return _winners(settings, instrument, window, first, last)
+    known = _as_of(as_of, window, now)
+    if known is not None and first > known:
+        raise BadRange(f"the range starts ({first.isoformat()}) after the moment as of which ({known.isoformat()})")
+    return _winners(settings, instrument, window, first, last, known)
 
 
 def newest(
@@ -95,9 +109,12 @@ def newest(
     count: int,
     before: Moment | None = None,
     *,
+    as_of: Moment | None = None,
     settings: Settings | None = None,
 ) -> pl.DataFrame:
-    """Return at most the newest `count` winning bars with ts before `before` (default: now); columns as of `bars`.
+    """Return at most the newest `count` winning bars with ts before `before` (default: now, or `as_of`).
+
+    Columns and `as_of` are those of `bars`.
 
     Raises:
         UnknownSymbol, UnknownTimeframe, BadRange, StoreUnreachable, StoreAuthError: as `bars`.
@@ -107,16 +124,20 @@ def newest(
     settings = settings or load_settings()
     instrument = load_instruments(settings).get(symbol)
     window = timeframes.timeframe(timeframe)
-    end = datetime.now(UTC) if before is None else moment(before, "before")
+    now = datetime.now(UTC)
+    known = _as_of(as_of, window, now)
+    end = (known or now) if before is None else moment(before, "before")
     with _store(settings.clickhouse) as store:
-        span = store.span(instrument.key, window.code)
+        # bars that are withdrawn now may have been there then
+        ever = store.span if known is None else store.versions_span
+        span = ever(instrument.key, window.code)
     if span is None or span[0] >= end:
-        return _winners(settings, instrument, window, end, end)
+        return _winners(settings, instrument, window, end, end, known)
     first, last = span[0], min(end, span[1] + window.length)
     # markets close and thin out: look back twice the bars' length and a week, further only if that was not enough
     reach = 2 * count * window.length + timedelta(days=7)
     while True:
-        frame = _winners(settings, instrument, window, max(first, last - reach), last)
+        frame = _winners(settings, instrument, window, max(first, last - reach), last, known)
         if frame.height >= count or last - reach <= first:
             return frame.tail(count)
         reach *= 4
@@ -150,13 +171,54 @@ def ticks(symbol: str, start: Moment, end: Moment, *, settings: Settings | None 
 
 
 def _winners(
-    settings: Settings, instrument: Instrument, window: Timeframe, start: datetime, end: datetime
+    settings: Settings,
+    instrument: Instrument,
+    window: Timeframe,
+    start: datetime,
+    end: datetime,
+    as_of: datetime | None = None,
 ) -> pl.DataFrame:
-    """Return the closed windows of a range."""
-    now = datetime.now(UTC)
+    """Return the closed windows of a range, as of a moment or of now."""
     with _store(settings.clickhouse) as store:
-        frame = store.winners(instrument.key, window.code, start, end, COLUMNS)
-    return frame.filter(pl.col("ts") <= now - window.length).with_columns(pl.lit(instrument.symbol).alias("symbol"))
+        if as_of is None:
+            seen = datetime.now(UTC)
+            frame = store.winners(instrument.key, window.code, start, end, COLUMNS)
+        else:
+            seen = as_of
+            frame = store.winners_as_of(instrument.key, window.code, start, end, as_of, COLUMNS)
+            if frame.is_empty():
+                _check_known(store, instrument, window, as_of)
+    return frame.filter(pl.col("ts") <= seen - window.length).with_columns(pl.lit(instrument.symbol).alias("symbol"))
+
+
+def _as_of(value: Moment | None, window: Timeframe, now: datetime) -> datetime | None:
+    """Return the moment as of which bars are asked for.
+
+    Raises:
+        BadRange: it lies in the future, or the timeframe keeps no earlier versions.
+    """
+    if value is None:
+        return None
+    known = moment(value, "as_of")
+    if known > now:
+        raise BadRange(f"as_of lies in the future ({known.isoformat()}): what will be known then, nobody knows")
+    if window.code == "1s":
+        raise BadRange("bars of 1s have no as_of: their earlier versions are not kept")
+    return known
+
+
+def _check_known(store: BarStore, instrument: Instrument, window: Timeframe, as_of: datetime) -> None:
+    """Refuse a moment before the first bar of the series was stored: an empty answer would look like an empty market.
+
+    Raises:
+        BadRange: with the moment from which on there are answers.
+    """
+    ever = store.versions_span(instrument.key, window.code)
+    if ever is not None and as_of < ever[2]:
+        raise BadRange(
+            f"nothing of {instrument.symbol} {window.code} was stored yet as of {as_of.isoformat()}: the first bars "
+            f"became known at {ever[2].isoformat(timespec='milliseconds')}"
+        )
 
 
 def moment(value: Moment, name: str) -> datetime:

@@ -34,6 +34,9 @@ def register(app: typer.Typer) -> None:
             str | None, typer.Option("--from", help="First ts: 2024-01-31 or 2024-01-31T15:30, UTC.")
         ] = None,
         end: Annotated[str | None, typer.Option("--to", help="End, exclusive; default: now.")] = None,
+        as_of: Annotated[
+            str | None, typer.Option(help="Show what was known at this moment: 2026-11-05T10:00, UTC; default: now.")
+        ] = None,
         limit: Annotated[int | None, typer.Option(help="The newest so many bars of the range.", min=1)] = None,
         csv: Annotated[bool, typer.Option("--csv", help="Write CSV, to FILE or the standard output.")] = False,
         parquet: Annotated[
@@ -49,14 +52,14 @@ def register(app: typer.Typer) -> None:
             raise typer.BadParameter(f"say in which format {file} is to be written: --csv or --parquet")
         if limit is None and (start is None or not (csv or parquet)):
             limit = _TERMINAL_ROWS
-        frame, found = _read(symbol, timeframe, start, end, limit, home)
+        frame, found = _read(symbol, timeframe, start, end, as_of, limit, home)
         console = Console()
         if csv or parquet:
             _write(frame, file, as_csv=csv)
             if file is not None:
                 console.print(f"{frame.height:,} bars written to {file}", soft_wrap=True)
             return
-        console.print(_bars_table(frame, symbol, timeframe))
+        console.print(_bars_table(frame, symbol, timeframe, as_of))
         if frame.height < found:
             console.print(f"the newest {frame.height:,} of {found:,} bars; --limit shows more")
 
@@ -67,7 +70,7 @@ def register(app: typer.Typer) -> None:
         ts: Annotated[str, typer.Argument(help="Open of the window: 2024-01-31T15:30, UTC")],
         home: Home = None,
     ) -> None:
-        """Show every stored row of one bar, and the batches that brought them with the time of every stage."""
+        """Show every version of one bar, and the batches that brought them with the time of every stage."""
         from market_pipeline.instruments_file import load_instruments
         from market_pipeline.market import timeframes
         from market_pipeline.read import moment
@@ -94,18 +97,25 @@ def register(app: typer.Typer) -> None:
 
 
 def _read(
-    symbol: str, timeframe: str, start: str | None, end: str | None, limit: int | None, home: Path | None
+    symbol: str,
+    timeframe: str,
+    start: str | None,
+    end: str | None,
+    as_of: str | None,
+    limit: int | None,
+    home: Path | None,
 ) -> tuple[pl.DataFrame, int]:
     """Return the bars to show, and how many the range holds."""
     from market_pipeline import read
     from market_pipeline.settings import load_settings
 
     settings = load_settings(home)
-    until = read.moment(end, "--to") if end is not None else datetime.now(UTC)
+    known = read.moment(as_of, "--as-of") if as_of is not None else None
+    until = read.moment(end, "--to") if end is not None else known or datetime.now(UTC)
     if start is not None:
-        frame = read.bars(symbol, timeframe, start, until, settings=settings)
+        frame = read.bars(symbol, timeframe, start, until, as_of=known, settings=settings)
     else:
-        frame = read.newest(symbol, timeframe, limit or _TERMINAL_ROWS, until, settings=settings)
+        frame = read.newest(symbol, timeframe, limit or _TERMINAL_ROWS, until, as_of=known, settings=settings)
     return (frame if limit is None else frame.tail(limit)), frame.height
 
 
@@ -117,9 +127,10 @@ def _write(frame: pl.DataFrame, file: Path | None, *, as_csv: bool) -> None:
     frame.write_csv(target) if as_csv else frame.write_parquet(target)
 
 
-def _bars_table(frame: pl.DataFrame, symbol: str, timeframe: str) -> Table:
+def _bars_table(frame: pl.DataFrame, symbol: str, timeframe: str, as_of: str | None = None) -> Table:
     table = Table(
-        title=f"{frame['symbol'][0] if frame.height else symbol} {timeframe}, UTC",
+        title=f"{frame['symbol'][0] if frame.height else symbol} {timeframe}, UTC"
+        + (f", as of {as_of}" if as_of else ""),
         box=None,
         pad_edge=False,
         padding=(0, 1, 0, 0),

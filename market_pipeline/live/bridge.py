@@ -44,6 +44,7 @@ class _Outcome:
     headers: BatchHeaders
     raw: bool = False
     frame: pl.DataFrame | None = None
+    replaced: pl.DataFrame | None = None
     new: int = 0
     restated: int = 0
     withdrawn: int = 0
@@ -186,6 +187,7 @@ class BridgeWorker(StreamWorker):
             delivery,
             headers,
             frame=changes.write,
+            replaced=changes.replaced,
             new=changes.new,
             restated=changes.restated,
             withdrawn=changes.withdrawn,
@@ -195,14 +197,21 @@ class BridgeWorker(StreamWorker):
         )
 
     async def _insert(self, outcomes: Sequence[_Outcome]) -> None:
-        """Write the spliced raw batches in one insert and the changed rows in another."""
+        """Write the spliced raw batches in one insert and the changed rows, with what they replace, in another."""
         payloads = [o.delivery.payload for o in outcomes if o.raw]
-        frames = [o.frame for o in outcomes if o.outcome == "stored" and o.frame is not None and o.frame.height]
+        changed = [
+            (o.frame, o.replaced) for o in outcomes if o.outcome == "stored" and o.frame is not None and o.frame.height
+        ]
         if payloads:
             await self._thread(self.bars.insert_arrow_messages, payloads)
             self.stats.inserts += 1
-        if frames:
-            await self._thread(self.bars.insert_frame, pl.concat(frames))
+        if changed:
+            frame = pl.concat([frame for frame, _ in changed])
+            replaced = [rows for _, rows in changed if rows is not None]
+            if replaced:
+                await self._thread(self.bars.insert_changes, frame, pl.concat(replaced))
+            else:  # what was only inspected has nothing before it
+                await self._thread(self.bars.insert_frame, frame)
             self.stats.inserts += 1
 
     async def _decoded(self, outcome: _Outcome) -> _Outcome:

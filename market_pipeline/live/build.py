@@ -60,5 +60,5 @@ def _makers() -> dict[str, Maker]:
         "ticks": lambda settings, _, run_id: TickBridgeService(settings, run_id=run_id),
         "bridge": lambda settings, _, run_id: BridgeService(settings, run_id=run_id),
         "repair": lambda settings, instruments, run_id: RepairService(settings, instruments, run_id=run_id),
-        "throttle": lambda settings, _, run_id: ThrottleService(settings, run_id=run_id),
+        "throttle": lambda settings, _, run_id: ThrottleService(settings),
     }

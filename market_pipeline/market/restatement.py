@@ -15,7 +15,10 @@ VALUES = ("open", "high", "low", "close", "volume", "vwap", "trades", "complete"
 
 @dataclass(frozen=True)
 class Changes:
-    """The outcome of a comparison: counts, and the rows to write with the revision they must carry."""
+    """The outcome of a comparison: counts, the rows to write with the revision they must carry, and what they replace.
+
+    `replaced` has the columns of the stored rows; a tombstone that is lifted is among them.
+    """
 
     write: pl.DataFrame
     new: int
@@ -23,6 +26,7 @@ class Changes:
     withdrawn: int
     unchanged: int
     superseded: int
+    replaced: pl.DataFrame
 
 
 def compare(published: pl.DataFrame, stored: pl.DataFrame) -> Changes:
@@ -36,7 +40,7 @@ def compare(published: pl.DataFrame, stored: pl.DataFrame) -> Changes:
         stored: at least `ts`, the VALUES, `revision` and `is_deleted`; tombstones included.
 
     Returns:
-        Changes, whose `write` has the columns of `published`, sorted by ts.
+        Changes, whose `write` has the columns of `published` and `replaced` those of `stored`, both sorted by ts.
     """
     kept = stored.select("ts", *VALUES, "revision", "is_deleted")
     joined = published.join(kept, on="ts", how="left", suffix="_stored", maintain_order="left")
@@ -68,7 +72,11 @@ def compare(published: pl.DataFrame, stored: pl.DataFrame) -> Changes:
         .select(published.columns)
         .sort("ts")
     )
-    return Changes(write, *(counts.get(k, 0) for k in ("new", "restated", "withdrawn", "unchanged", "superseded")))
+    new, restated, withdrawn, unchanged, superseded = (
+        counts.get(k, 0) for k in ("new", "restated", "withdrawn", "unchanged", "superseded")
+    )
+    replaced = stored.join(write.select("ts"), on="ts", how="semi").sort("ts")
+    return Changes(write, new, restated, withdrawn, unchanged, superseded, replaced)
 
 
 def unproven(published: pl.DataFrame, stored: pl.DataFrame) -> pl.DataFrame:

@@ -9,6 +9,11 @@ import dagster as dg
 from market_pipeline.market.instruments import Instruments
 from market_pipeline.orchestration.assets.derived import build_derived
 from market_pipeline.orchestration.assets.minutes import build_minutes, vendor_minutes
+from market_pipeline.orchestration.assets.restatements import (
+    build_restatements,
+    daily_restatements,
+    report_restatements,
+)
 from market_pipeline.orchestration.assets.ticks import market_ticks, vendor_stream
 from market_pipeline.orchestration.checks.definitions import build_checks
 from market_pipeline.orchestration.dead_letters import build_replay_job
@@ -39,6 +44,7 @@ def _build(partitions: BarPartitions) -> dg.Definitions:
             market_ticks(partitions),
             build_minutes(partitions),
             *build_derived(partitions),
+            build_restatements(),
         ],
         asset_checks=build_checks(partitions),
         jobs=[
@@ -47,10 +53,11 @@ def _build(partitions: BarPartitions) -> dg.Definitions:
             build_live_job(partitions),
             build_reconcile_job(partitions),
             build_replay_job(),
+            report_restatements(),
             check_bars(),
             probe_services(),
         ],
-        schedules=[*build_schedules(partitions), reconcile_schedule(partitions)],
+        schedules=[*build_schedules(partitions), reconcile_schedule(partitions), daily_restatements()],
         sensors=[freshness_sensor(partitions), keep_live_sensor()],
         resources=default_resources(),
         # steps wait on servers, not on a processor: a process for each would cost seconds and a hundred megabytes

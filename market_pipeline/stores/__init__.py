@@ -15,6 +15,7 @@ from market_pipeline.stores.bars import BarStore
 from market_pipeline.stores.clickhouse import Client, connect
 from market_pipeline.stores.ledgers import GapLedger, IngestLedger, VendorRequestLedger
 from market_pipeline.stores.precedence import follow
+from market_pipeline.stores.restatements import Restatements
 
 __all__ = ["Stores", "open_stores", "prepare"]
 
@@ -28,11 +29,19 @@ class Stores:
     ingest: IngestLedger
     requests: VendorRequestLedger
     gaps: GapLedger
+    restatements: Restatements
 
     @classmethod
     def over(cls, client: Client) -> Stores:
         """Make the stores that share a client."""
-        return cls(client, BarStore(client), IngestLedger(client), VendorRequestLedger(client), GapLedger(client))
+        return cls(
+            client,
+            BarStore(client),
+            IngestLedger(client),
+            VendorRequestLedger(client),
+            GapLedger(client),
+            Restatements(client),
+        )
 
 
 def prepare(client: Client, settings: Settings) -> None:

@@ -106,7 +106,7 @@ class BarFacts:
         return implausible(frame.select(pl.col(name).cast(dtype) for name, dtype in BAR_SCHEMA.items()))
 
     def rows_of_bar(self, symbol: str, timeframe: str, ts: datetime) -> pl.DataFrame:
-        """Return every stored row of one bar: all sources, and older revisions as far as merges left them.
+        """Return every version of one bar: of all sources, those that were replaced included.
 
         Columns of STORED_SCHEMA, sorted by source and falling revision.
         """

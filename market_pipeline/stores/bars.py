@@ -12,7 +12,7 @@ from datetime import datetime
 import polars as pl
 
 from market_pipeline import payload
-from market_pipeline.market.bars import BAR_SCHEMA, STORED_SCHEMA
+from market_pipeline.market.bars import BAR_SCHEMA, STORED_SCHEMA, TS
 from market_pipeline.stores.arrow import splice
 from market_pipeline.stores.bar_facts import BarFacts
 from market_pipeline.stores.series_ranges import BatchRange, RangeSet, SeriesDigest, disjoint
@@ -21,8 +21,10 @@ from market_pipeline.stores.sql_files import load_sql
 __all__ = ["WINNER_COLUMNS", "BarStore", "BatchRange", "SeriesDigest"]
 
 TABLE = "bars"
+REVISIONS = "bar_revisions"
 WINNER_COLUMNS: tuple[str, ...] = tuple(name for name in STORED_SCHEMA if name != "is_deleted")
 _ALL_COLUMNS = "/* columns */ *"
+_BAR_KEY = ("symbol", "timeframe", "source", "ts")
 
 
 class BarStore(BarFacts):
@@ -46,6 +48,27 @@ class BarStore(BarFacts):
         """Insert rows with the columns of BAR_SCHEMA and `batch_id`; further columns are left out."""
         if frame.height:
             self.client.insert_stream(TABLE, payload.encode(frame.select(list(payload.BATCH_SCHEMA))))
+
+    def insert_changes(self, changed: pl.DataFrame, replaced: pl.DataFrame) -> None:
+        """Insert rows of which some replace stored ones, and keep every version of those in bar_revisions.
+
+        The versions go first, the earlier and the later, and the later ones carry the same time in both tables. So a
+        crash in between loses none, a repetition doubles none, and of two writers that replace the same bar at once
+        both versions are kept though only one of them stays in bars.
+
+        Args:
+            changed: columns of BAR_SCHEMA and `batch_id`.
+            replaced: STORED_SCHEMA; the stored rows whose place rows of `changed` take (`Changes.replaced`).
+        """
+        if replaced.is_empty():
+            self.insert_frame(changed)
+            return
+        now = self.client.rows(load_sql("server_now"))[0][0]
+        stamped = changed.with_columns(pl.lit(now).cast(TS).alias("ingested_at")).select(list(STORED_SCHEMA))
+        later = stamped.join(replaced.select(_BAR_KEY), on=_BAR_KEY, how="semi")
+        versions = pl.concat([replaced.select(list(STORED_SCHEMA)), later]).rename({"ingested_at": "known_at"})
+        self.client.insert_frame(REVISIONS, versions)
+        self.client.insert_frame(TABLE, stamped)
 
     def series_digests(self, ranges: Sequence[BatchRange]) -> list[SeriesDigest]:
         """Return count and digest of what each range's own source has stored, in the order of the ranges.
@@ -110,17 +133,51 @@ class BarStore(BarFacts):
 
         `columns` of WINNER_COLUMNS or `is_deleted` (0 for every winner); default: those of BAR_SCHEMA.
         """
+        return self._read_winners(
+            "winners", {"symbol": symbol, "timeframe": timeframe, "start": start, "end": end}, columns
+        )
+
+    def winners_as_of(
+        self,
+        symbol: str,
+        timeframe: str,
+        start: datetime,
+        end: datetime,
+        as_of: datetime,
+        columns: Sequence[str] | None = None,
+    ) -> pl.DataFrame:
+        """Return the winning bars as `winners` would have at the moment `as_of`, to within the time of an insert.
+
+        A version is known from its `ingested_at` on (the server's clock, ms), whatever its ts. Precedence is the
+        view's of today: a changed ranking holds for the past too.
+
+        Raises:
+            ValueError: of 1s, whose versions are not kept; or as `winners`.
+        """
+        if timeframe == "1s":
+            raise ValueError("earlier versions of bars of 1s are not kept")
+        parameters = {"symbol": symbol, "timeframe": timeframe, "start": start, "end": end, "as_of": as_of}
+        return self._read_winners("winners_as_of", parameters, columns)
+
+    def versions_span(self, symbol: str, timeframe: str) -> tuple[datetime, datetime, datetime] | None:
+        """Return first and last ts of all that a series ever held, and when the first of it became known; None: never.
+
+        Unlike `span`, withdrawn bars count, so that a reader of the past finds them.
+        """
+        rows = self.client.rows(load_sql("versions_span"), {"symbol": symbol, "timeframe": timeframe})
+        return (rows[0][0], rows[0][1], rows[0][2]) if rows else None
+
+    def _read_winners(
+        self, statement: str, parameters: dict[str, object], columns: Sequence[str] | None
+    ) -> pl.DataFrame:
         wanted = list(BAR_SCHEMA) if columns is None else list(columns)
         unknown = [name for name in wanted if name not in STORED_SCHEMA]
         if unknown:
             raise ValueError(f"no such columns of a bar: {', '.join(unknown)}")
-        constants = {"symbol": symbol, "timeframe": timeframe}
+        constants = {name: str(parameters[name]) for name in ("symbol", "timeframe")}
         asked = [name for name in wanted if name not in constants and name != "is_deleted"] or ["ts"]
-        statement = load_sql("winners").replace(_ALL_COLUMNS, ", ".join(asked))
-        frame = self.client.frame(
-            statement, {"symbol": symbol, "timeframe": timeframe, "start": start, "end": end}
-        ).with_columns(pl.lit(0, pl.UInt8).alias("is_deleted"))
-        return _with_constants(frame, constants, wanted)
+        frame = self.client.frame(load_sql(statement).replace(_ALL_COLUMNS, ", ".join(asked)), parameters)
+        return _with_constants(frame.with_columns(pl.lit(0, pl.UInt8).alias("is_deleted")), constants, wanted)
 
     def window_revisions(self, symbol: str, start: datetime, end: datetime) -> pl.DataFrame:
         """Return, for each 5m window of [start, end), the largest revision among all stored 1m rows.

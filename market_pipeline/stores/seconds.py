@@ -68,6 +68,13 @@ class AllBarStore(BarStore):
         super().insert_frame(frame.filter(pl.col("timeframe") != SECONDS))
         self.seconds.insert_frame(frame.filter(pl.col("timeframe") == SECONDS))
 
+    def insert_changes(self, changed: pl.DataFrame, replaced: pl.DataFrame) -> None:
+        """Insert changed rows as BarStore does; of seconds, which are soon dropped, no earlier version is kept."""
+        super().insert_changes(
+            changed.filter(pl.col("timeframe") != SECONDS), replaced.filter(pl.col("timeframe") != SECONDS)
+        )
+        self.seconds.insert_frame(changed.filter(pl.col("timeframe") == SECONDS))
+
     def series_digests(self, ranges: Sequence[BatchRange]) -> list[SeriesDigest]:
         """Return counts and digests as BarStore does: one query for the seconds, one for all others."""
         seconds = [each for each in ranges if each.timeframe == SECONDS]

@@ -41,7 +41,7 @@ def tick(defs: dg.Definitions, instance: dg.DagsterInstance, name: str) -> dg.Sc
 
 
 def test_schedules_rest_on_an_empty_install(defs: dg.Definitions, kept_instance: dg.DagsterInstance) -> None:
-    for name in ("nightly_history", "hourly_gap_repair"):
+    for name in ("nightly_history", "hourly_gap_repair", "daily_restatements"):
         data = tick(defs, kept_instance, name)
         assert not data.run_requests
         assert data.skip_message
@@ -75,6 +75,7 @@ def test_the_hourly_repair_runs_once_something_was_loaded(
 ) -> None:
     record(kept_instance, date(2019, 5, 1), "EURUSD")
     assert len(tick(defs, kept_instance, "hourly_gap_repair").run_requests or []) == 1
+    assert len(tick(defs, kept_instance, "daily_restatements").run_requests or []) == 1
     assert not tick(defs, kept_instance, "nightly_history").run_requests  # 2019 is not followed
 
 

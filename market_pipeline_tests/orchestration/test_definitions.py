@@ -13,7 +13,7 @@ import time, sys
 started = time.perf_counter()
 import market_pipeline.definitions as module
 repository = module.defs.get_repository_def()
-assert len(repository.asset_graph.executable_asset_keys) == 8
+assert len(repository.asset_graph.executable_asset_keys) == 9
 print(time.perf_counter() - started)
 heavy = {"nats", "clickhouse_connect", "httpx", "pandas"} & set(sys.modules)
 print(sorted(heavy))

@@ -13,7 +13,7 @@ from market_pipeline.stores import migrations
 from market_pipeline.stores.clickhouse import Client, connect
 from market_pipeline_tests.stores.conftest import settings_of
 
-NAMES = ["bars", "bar_views", "ingest_batches", "vendor_requests", "gaps", "bars_1s", "external"]
+NAMES = ["bars", "bar_views", "ingest_batches", "vendor_requests", "gaps", "bars_1s", "external", "bar_revisions"]
 
 
 @pytest.fixture
@@ -44,6 +44,9 @@ def test_apply_twice(fresh: Client) -> None:
             "bars_1s_ranked",
             "bars_1s_final",
             "bar_1s_digests",
+            "bar_revisions",
+            "bar_revisions_ranked",
+            "bar_changes",
             "ingest_batches",
             "vendor_requests",
             "gaps",

@@ -22,7 +22,7 @@ from market_pipeline.settings import ClickHouseSettings, Settings
 from market_pipeline.stores.bars import BarStore
 from market_pipeline.stores.clickhouse import Client
 from market_pipeline.stores.ledgers import IngestLedger
-from market_pipeline_tests.stores.frames import MINUTE, START, bar, minutes
+from market_pipeline_tests.stores.frames import MINUTE, START, bar, minutes, tombstones
 from market_pipeline_tests.stores.test_ingest_ledger import line
 
 Run = Callable[..., Result]
@@ -108,6 +108,47 @@ def test_clear_refusals(settings: Settings) -> None:
         read.newest("EUR/USD", "1m", 0, settings=settings)
 
 
+def test_as_of_a_moment(settings: Settings, client: Client) -> None:
+    """Windows that were open then are not there, and every moment that can have no answer says why."""
+    day = ("2024-03-04", "2024-03-05")
+    now = datetime.now(UTC)
+    assert read.bars("EUR/USD", "1m", *day, as_of=now, settings=settings).equals(
+        read.bars("EUR/USD", "1m", *day, settings=settings)
+    )
+    assert read.newest("EUR/USD", "1m", 2, as_of=now, settings=settings)["ts"].to_list() == [
+        START + timedelta(days=40) + i * MINUTE for i in (1, 2)
+    ]
+    closed = read.newest("BTC/USD", "1m", 10, as_of=now, settings=settings)["ts"]
+    assert closed.max() <= now - MINUTE
+    with pytest.raises(BadRange, match="as_of lies in the future"):
+        read.bars("EUR/USD", "1m", *day, as_of=now + timedelta(hours=1), settings=settings)
+    with pytest.raises(BadRange, match=r"starts .* after the moment as of which"):
+        read.bars("EUR/USD", "1m", *day, as_of="2024-03-03", settings=settings)
+    with pytest.raises(BadRange, match=r"nothing of EUR/USD 1m was stored yet as of 2024-03-06.*became known at 20"):
+        read.bars("EUR/USD", "1m", *day, as_of="2024-03-06", settings=settings)
+    with pytest.raises(BadRange, match="nothing of EUR/USD 1m was stored yet"):
+        read.newest("EUR/USD", "1m", 3, as_of="2024-03-06", settings=settings)
+    with pytest.raises(BadRange, match="bars of 1s have no as_of"):
+        read.newest("EUR/USD", "1s", 3, as_of=now, settings=settings)
+    with pytest.raises(BadRange, match="'soon' is no date"):
+        read.bars("EUR/USD", "1m", *day, as_of="soon", settings=settings)
+    assert read.bars("GBP/USD", "1m", *day, as_of=now, settings=settings).is_empty()
+    assert read.newest("GBP/USD", "1m", 3, as_of="2024-03-06", settings=settings).is_empty()
+
+
+def test_the_newest_as_of_finds_what_is_withdrawn_now(settings: Settings, client: Client) -> None:
+    store = BarStore(client)
+    late = bar(START + timedelta(days=400), symbol="USDJPY", timeframe="1h", source="derived", origin="live_aggregated")
+    store.insert_frame(late)
+    known = datetime.now(UTC) + timedelta(milliseconds=2)
+    while datetime.now(UTC) < known + timedelta(milliseconds=2):
+        pass
+    stored = store.stored_rows("USDJPY", "1h", "derived", late["ts"][0], late["ts"][0], with_tombstones=True)
+    store.insert_changes(tombstones(late, revision=1_800_000_000_000), stored)
+    assert read.newest("USD/JPY", "1h", 1, settings=settings).is_empty()
+    assert read.newest("USD/JPY", "1h", 1, as_of=known, settings=settings)["ts"].to_list() == late["ts"].to_list()
+
+
 def test_the_newest_bars_across_a_long_pause(settings: Settings) -> None:
     assert read.newest("EUR/USD", "1m", 2, settings=settings)["ts"].to_list() == [
         START + timedelta(days=40) + i * MINUTE for i in (1, 2)
@@ -162,6 +203,11 @@ def test_bars_in_the_terminal_and_in_files(run: Run, tmp_path: Path) -> None:
     assert "the newest 3 of 60 bars" in shown.output
     newest = run("bars", "eurusd", "1m")
     assert "2024-04-13 00:02" in newest.output
+    then = run("bars", "EUR/USD", "1m", "--from", "2024-03-04", "--as-of", f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%f}")
+    assert "as of 20" in then.output
+    assert "2024-04-13 00:02" in then.output
+    with pytest.raises(BadRange, match="nothing of EUR/USD 1m was stored yet"):
+        run("bars", "EUR/USD", "1m", "--as-of", "2024-05-01")
 
     csv, parquet = tmp_path / "bars.csv", tmp_path / "bars.parquet"
     arguments = ("bars", "C:EURUSD", "1m", "--from", "2024-03-04", "--to", "2024-03-05")
