@@ -8,12 +8,14 @@ from collections.abc import Sequence
 
 from market_pipeline.bus.session import BusSession, open_bus
 from market_pipeline.errors import SettingsError
+from market_pipeline.history.runtime import Clock, utc_now
 from market_pipeline.live.aggregator import Aggregator, AggregatorHealth, LiveDeriver
 from market_pipeline.live.aggregator.deriver import DeriverHealth
 from market_pipeline.live.aggregator.rules import live_rules
 from market_pipeline.live.connected import Connected
 from market_pipeline.live.service import Fact, ServiceHealth
 from market_pipeline.market.instruments import Instrument
+from market_pipeline.market.timeframes import to_ms
 from market_pipeline.settings import Settings
 from market_pipeline.stores.clickhouse import connect as connect_store
 from market_pipeline.stores.clickhouse import probe as probe_store
@@ -28,8 +30,14 @@ class AggregatorService:
     is away they wait, and the seconds and minutes go on.
     """
 
-    def __init__(self, settings: Settings, instruments: Sequence[Instrument], *, run_id: str = "") -> None:
-        """Prepare; nothing is opened yet. `run_id` is in the headers of every batch, for the ledger.
+    def __init__(
+        self, settings: Settings, instruments: Sequence[Instrument], *, run_id: str = "", clock: Clock = utc_now
+    ) -> None:
+        """Prepare; nothing is opened yet.
+
+        Args:
+            run_id: in the headers of every batch, for the ledger.
+            clock: the vendor's; another than the wall's only where a replay has one.
 
         Raises:
             SettingsError: there are no instruments, or the rules of settings.live contradict each other.
@@ -45,7 +53,9 @@ class AggregatorService:
             run_id=run_id or "live",
             wait=settings.live.derive_wait,
             look_back=settings.live.look_back,
+            clock=clock,
         )
+        self._clock = clock
         self._aggregator: Aggregator | None = None
         self._running = self._failed = False
 
@@ -140,6 +150,7 @@ class AggregatorService:
             lease_ttl_s=self._settings.stream.lease_ttl_s,
             silent_ms=round(live.silent_s * 1000),
             unhealthy_after_s=live.unhealthy_after_s,
+            clock=lambda: to_ms(self._clock()),
         )
 
 

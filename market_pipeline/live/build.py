@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from market_pipeline.errors import SettingsError
+from market_pipeline.history.runtime import Clock, utc_now
 from market_pipeline.instruments_file import load_instruments
 from market_pipeline.live.service import LiveService
 from market_pipeline.market.instruments import Instrument
 from market_pipeline.settings import Settings
 
-Maker = Callable[[Settings, Sequence[Instrument], str], LiveService]
+Maker = Callable[[Settings, Sequence[Instrument], str, Clock], LiveService]
 
 
 def live_instruments(settings: Settings) -> list[Instrument]:
@@ -25,8 +26,12 @@ def live_instruments(settings: Settings) -> list[Instrument]:
     return list(dict.fromkeys(instruments.get(symbol) for symbol in settings.live.symbols))
 
 
-def build_services(settings: Settings, names: Sequence[str] = (), *, run_id: str = "") -> list[LiveService]:
+def build_services(
+    settings: Settings, names: Sequence[str] = (), *, run_id: str = "", clock: Clock = utc_now
+) -> list[LiveService]:
     """Make the services of these names, all of them without a name; nothing is opened yet.
+
+    `clock` is the vendor's: another than the wall's only where a replay has one.
 
     Raises:
         SettingsError: a name is none of ours.
@@ -37,7 +42,7 @@ def build_services(settings: Settings, names: Sequence[str] = (), *, run_id: str
     if wrong:
         raise SettingsError(f"there is no service {wrong[0]!r}: one of {', '.join(makers)}")
     instruments = live_instruments(settings)
-    return [make(settings, instruments, run_id) for name, make in makers.items() if not names or name in names]
+    return [make(settings, instruments, run_id, clock) for name, make in makers.items() if not names or name in names]
 
 
 def service_names() -> list[str]:
@@ -55,10 +60,10 @@ def _makers() -> dict[str, Maker]:
     from market_pipeline.live.tick_bridge import TickBridgeService
 
     return {
-        "collector": lambda settings, instruments, run_id: CollectorService(settings, instruments, run_id=run_id),
-        "aggregator": lambda settings, instruments, run_id: AggregatorService(settings, instruments, run_id=run_id),
-        "ticks": lambda settings, _, run_id: TickBridgeService(settings, run_id=run_id),
-        "bridge": lambda settings, _, run_id: BridgeService(settings, run_id=run_id),
-        "repair": lambda settings, instruments, run_id: RepairService(settings, instruments, run_id=run_id),
-        "throttle": lambda settings, _, run_id: ThrottleService(settings),
+        "collector": lambda settings, chosen, run, clock: CollectorService(settings, chosen, run_id=run, clock=clock),
+        "aggregator": lambda settings, chosen, run, clock: AggregatorService(settings, chosen, run_id=run, clock=clock),
+        "ticks": lambda settings, _, run, __: TickBridgeService(settings, run_id=run),
+        "bridge": lambda settings, _, run, __: BridgeService(settings, run_id=run),
+        "repair": lambda settings, chosen, run, clock: RepairService(settings, chosen, run_id=run, clock=clock),
+        "throttle": lambda settings, _, __, ___: ThrottleService(settings),
     }

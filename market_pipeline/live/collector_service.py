@@ -9,10 +9,12 @@ from urllib.parse import urlsplit
 
 from market_pipeline.bus.session import BusSession, open_bus
 from market_pipeline.errors import SettingsError
+from market_pipeline.history.runtime import Clock, utc_now
 from market_pipeline.live.collector import Collector, CollectorHealth
 from market_pipeline.live.connected import Connected
 from market_pipeline.live.service import Fact, ServiceHealth
 from market_pipeline.market.instruments import Instrument
+from market_pipeline.market.timeframes import to_ms
 from market_pipeline.settings import Settings
 from market_pipeline.vendors.polygon.auth import BearerKey
 from market_pipeline.vendors.polygon.stream import MARKETS, stream_url
@@ -21,8 +23,14 @@ from market_pipeline.vendors.polygon.stream import MARKETS, stream_url
 class CollectorService:
     """Collect live ticks of some instruments into TICKS for as long as it runs (a `LiveService`)."""
 
-    def __init__(self, settings: Settings, instruments: Sequence[Instrument], *, run_id: str = "") -> None:
-        """Prepare; nothing is opened yet. `run_id` is shown in the connection's name and the facts.
+    def __init__(
+        self, settings: Settings, instruments: Sequence[Instrument], *, run_id: str = "", clock: Clock = utc_now
+    ) -> None:
+        """Prepare; nothing is opened yet.
+
+        Args:
+            run_id: shown in the connection's name and the facts.
+            clock: the vendor's; another than the wall's only where a replay has one.
 
         Raises:
             SettingsError: there are no instruments.
@@ -30,6 +38,7 @@ class CollectorService:
         if not instruments:
             raise SettingsError("a collector needs at least one instrument")
         self._settings, self._instruments, self._run_id = settings, tuple(instruments), run_id
+        self._clock = clock
         self._connected = Connected(settings.nats, f"collector {run_id}".strip())
         self._collector: Collector | None = None
         self._running = self._failed = False
@@ -65,7 +74,7 @@ class CollectorService:
         """
 
         async def collect(bus: BusSession) -> None:
-            self._collector = Collector(bus, self._settings, self._instruments)
+            self._collector = Collector(bus, self._settings, self._instruments, clock=lambda: to_ms(self._clock()))
             await self._collector.run(stop)
 
         self._running, self._failed = True, False

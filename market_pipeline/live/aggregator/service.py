@@ -63,6 +63,7 @@ class Aggregator:
         on_published: OnPublished | None = None,
         lease_ttl_s: float = 10.0,
         silent_ms: int = SILENT_MS,
+        clock: Callable[[], int] = now_ms,
         unhealthy_after_s: float = UNHEALTHY_AFTER_S,
     ) -> None:
         """Prepare; nothing is asked of the bus yet, whose streams must exist.
@@ -73,6 +74,7 @@ class Aggregator:
             losses: where minutes to repair are kept; default: the bucket `losses`.
             on_published: told of every batch of bars once JetStream has it; must not wait.
             silent_ms: without a batch for so long, the bars under way are published unproven.
+            clock: the time (epoch ms) on the vendor's clock; another than the wall's only where a replay has one.
             unhealthy_after_s: ticks or bars that wait for so long without progress are a problem.
 
         Raises:
@@ -85,6 +87,7 @@ class Aggregator:
         self._run_id = run_id
         self._on_published = on_published
         self._silent_ms, self._unhealthy_after_s = silent_ms, unhealthy_after_s
+        self._clock = clock
         self._recorder = LossRecorder(losses or LossBucket(bus))
         self._checkpoints = Checkpoints(bus)
         self._publisher = Publisher(
@@ -154,7 +157,7 @@ class Aggregator:
             pending=pending,
             unpublished=self._unpublished,
             stuck_s=round(stuck_s, 3),
-            behind_s=book.behind_s(now_ms()) if book is not None else None,
+            behind_s=book.behind_s(self._clock()) if book is not None else None,
             checkpoint_age_s=None if checkpoint_age_s is None else round(checkpoint_age_s, 3),
             batches=counts.batches,
             ticks=counts.ticks,
@@ -188,11 +191,11 @@ class Aggregator:
             while not stop.is_set() and not self._lease.lost.is_set():
                 messages = await reader.fetch(FETCH, WAIT_S)
                 if messages:
-                    await asyncio.to_thread(book.take, messages, now_ms())
+                    await asyncio.to_thread(book.take, messages, self._clock())
                     self._progress_at = time.monotonic()
                 elif reader.at_end:
                     self._progress_at = time.monotonic()
-                    book.close_silent(now_ms(), self._silent_ms)
+                    book.close_silent(self._clock(), self._silent_ms)
                 if not self._rebuilt(book, reader) or time.monotonic() - flushed_at < FLUSH_S:
                     continue
                 flushed_at = time.monotonic()
@@ -221,7 +224,7 @@ class Aggregator:
                 continue
             self._saved = known
             self._checkpoint_at = time.monotonic()
-            return Book(self._instruments, self._rules, known, span, now_ms())
+            return Book(self._instruments, self._rules, known, span, self._clock())
         return None
 
     def _rebuilt(self, book: Book, reader: TickReader) -> bool:
@@ -234,7 +237,7 @@ class Aggregator:
 
     async def _flush(self, book: Book, stop: asyncio.Event) -> bool:
         """Publish what is due, then keep the checkpoint: in this order. False when the term is over before that."""
-        batches = await asyncio.to_thread(book.due, now_ms(), self._run_id)
+        batches = await asyncio.to_thread(book.due, self._clock(), self._run_id)
         if batches and not await self._publish(batches, stop):
             return False
         for loss in book.losses():
