@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,7 @@ MAX_ACK_PENDING_OTHERS = 256
 LEAST_BYTES = 8 * MB
 
 NAME_IN_USE, NO_STORAGE, NO_RESOURCES, OVERLAP = 10058, 10047, 10023, 10065
+NO_ROOM = frozenset({NO_STORAGE, NO_RESOURCES})
 SECOND_ON_WORK_QUEUE = frozenset({10099, 10100})
 CANNOT_CHANGE = frozenset({10052})
 REPLICAS_NEED_CLUSTER = frozenset({10074, 10005})
@@ -217,9 +219,14 @@ async def _ensure_stream(js: JetStreamContext, wanted: api.StreamConfig, scale: 
                 log.info("stream created", stream=wanted.name, max_bytes=wanted.max_bytes)
                 return
             except APIError as error:
-                if error.err_code != NAME_IN_USE:
+                if error.err_code == NAME_IN_USE:
+                    found = await _find(js, wanted.name)  # another process was first
+                elif error.err_code in NO_ROOM:
+                    found = await _made_meanwhile(js, wanted.name)
+                    if found is None:
+                        raise
+                else:
                     raise
-                found = await _find(js, wanted.name)  # another process was first
         if found is None:
             raise BusUnreachable(f"the stream {wanted.name} comes and goes: is somebody deleting it?")
         drift = _drift(found, wanted)
@@ -230,6 +237,15 @@ async def _ensure_stream(js: JetStreamContext, wanted: api.StreamConfig, scale: 
         raise _stream_error(error, wanted, scale) from error
     except (JetStreamError, nats.errors.Error, TimeoutError) as error:
         raise bus_error(error, f"stream {wanted.name}") from error
+
+
+async def _made_meanwhile(js: JetStreamContext, name: str) -> api.StreamConfig | None:
+    """Return the stream that another process is just making: the server reserves room for every attempt at once."""
+    for _ in range(10):
+        await asyncio.sleep(0.1)
+        if (found := await _find(js, name)) is not None:
+            return found
+    return None
 
 
 async def _find(js: JetStreamContext, name: str) -> api.StreamConfig | None:
@@ -250,7 +266,7 @@ def _plain(value: Any) -> Any:
 
 def _stream_error(error: APIError, wanted: api.StreamConfig, scale: float) -> Exception:
     name = wanted.name
-    if error.err_code in {NO_STORAGE, NO_RESOURCES}:
+    if error.err_code in NO_ROOM:
         return SettingsError(
             f"NATS has no room on disk for the stream {name} ({(wanted.max_bytes or 0) // MB} MB): "
             f"all streams need {storage_needed(scale) // MB} MB; raise the server's max_file_store, "

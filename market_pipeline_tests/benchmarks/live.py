@@ -101,7 +101,7 @@ def measure(stack: Stack, tickers: list[str], options: argparse.Namespace, conso
         }
     try:
         control.stream_settings(connections_per_key=4)
-        _await(lambda: sum(control.stream_stats()["subscriptions"].values()) >= len(tickers), 60, log)
+        _await(lambda: sum(map(len, control.stream_stats()["subscriptions"].values())) >= len(tickers), 60, log)
         control.load(tickers, options.rate // len(tickers))
         time.sleep(WARM_S)
         meter = Meter(

@@ -148,3 +148,13 @@ async def test_an_acknowledged_batch_leaves_a_work_queue(js: JetStreamContext) -
     assert (await js.stream_info(HISTORY)).state.messages == 0
     with pytest.raises(APIError):
         await js.get_msg(HISTORY, seq=1)
+
+
+async def test_many_processes_make_the_streams_at_once_where_there_is_room_for_one_set() -> None:
+    with NatsProcess(max_file_store="8GB") as server:
+        clients = [await connect(server.settings, f"one of many {number}") for number in range(8)]
+        try:
+            await asyncio.gather(*(ensure_streams(client.jetstream()) for client in clients))
+            assert len(await clients[0].jetstream().streams_info()) == len(STREAMS)
+        finally:
+            await asyncio.gather(*(client.close() for client in clients))
