@@ -95,11 +95,11 @@ def run_demo(home: Path, console: Console) -> None:
         _follow(room, console, {run: f"load_history: {part.name}" for run, part in runs.items()})
         repair = room.launch("repair_gaps")
         _follow(room, console, {repair: "repair_gaps: ask once more for every minute that is missing"})
-        checks = room.launch("check_bars")
-        _follow(room, console, {checks: "check_bars: every check over all that was loaded"})
         written = sum(_rows_written(ledger, run) for run in (*runs, repair))
         if simulated:
             _wait_for_live(room, store, console, went_live)
+        checks = room.launch("check_bars")
+        _follow(room, console, {checks: "check_bars: every check over all that was loaded"})
         verdicts = room.checks(ASSETS)
     _summary(console, store, verdicts)
     if simulated:

@@ -69,7 +69,7 @@ class TickBridgeService:
     @property
     def name(self) -> str:
         """The name under which it is run, shown and counted."""
-        return "tick_bridge"
+        return "ticks"
 
     async def probe(self) -> dict[str, float]:
         """Prove that NATS stores and returns a message and that market_ticks takes and returns a tick; milliseconds.

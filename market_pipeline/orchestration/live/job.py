@@ -45,7 +45,7 @@ def build_live_job(partitions: BarPartitions) -> dg.JobDefinition:
         with readable_failures(), LogRelay(context.log) as relay:
             services = build_services(settings, config.services, run_id=context.run_id)
             watch = RunWatch(context.instance, context.run_id, context.log)
-            reporter = LiveReporter(context, settings, live_instruments(settings), partitions)
+            reporter = LiveReporter(context, settings, live_instruments(settings), partitions, stores=stores, bus=bus)
             context.log.info(
                 f"live: {', '.join(service.name for service in services)} of "
                 f"{', '.join(each.symbol for each in reporter.instruments)}"

@@ -19,7 +19,9 @@ from market_pipeline.orchestration.assets.minutes import MINUTES
 from market_pipeline.orchestration.assets.ticks import TICKS
 from market_pipeline.orchestration.checks.scope import midnight
 from market_pipeline.orchestration.event_metadata import PARTIAL, Metadata, frame_table
+from market_pipeline.orchestration.live.judge import live_evaluations
 from market_pipeline.orchestration.partitions import BarPartitions, materialization, partition_key, sunday_of
+from market_pipeline.orchestration.resources import BusResource, StoresResource
 from market_pipeline.settings import Settings
 
 SAY_EVERY_S = 60.0
@@ -37,7 +39,11 @@ class LiveReporter:
         settings: Settings,
         instruments: Sequence[Instrument],
         partitions: BarPartitions,
+        *,
+        stores: StoresResource,
+        bus: BusResource,
     ) -> None:
+        self._stores, self._bus = stores, bus
         self.instruments = list(instruments)
         self._context, self._settings, self._partitions = context, settings, partitions
         self._health: list[ServiceHealth] = []
@@ -114,6 +120,11 @@ class LiveReporter:
         for partition in dict.fromkeys(each.partition for each in self.instruments):
             members = [each for each in self.instruments if each.partition == partition]
             self._materialize(day, partition, members, counts, due, shared, latency)
+        for evaluation in live_evaluations(
+            self._context.instance, self._settings, self._partitions, self._stores, self._bus, day
+        ):
+            # log_event takes evaluations too; its annotation does not say so
+            self._context.log_event(evaluation)  # type: ignore[arg-type]
         return True
 
     def _materialize(
