@@ -146,6 +146,8 @@ async def test_postgres_away_under_load(nats: NatsProcess, bus: BusSession, tmp_
     """Ticks wait in the stream, memory stays bounded, and afterwards all are there, none in dead letters."""
     with Stack(tmp_path / "home", components=("postgres",), die_with_parent=True) as stack:
         settings = settings_of(nats.settings, stack.settings.postgres)
+        live = settings.live.model_copy(update={"unhealthy_after_s": 0.5})
+        settings = settings.model_copy(update={"live": live})
         frame, batches = run_of("EURUSD", 40_000, 10)
         async with bridging(settings) as service:
             await publish(bus, batches[:1000])
@@ -155,6 +157,7 @@ async def test_postgres_away_under_load(nats: NatsProcess, bus: BusSession, tmp_
             await until(lambda: service.health().facts["postgres"] == "away")
             assert service.health().state == "waiting"
             assert any("tick store" in problem for problem in service.health().problems)
+            await until(lambda: any("none was stored" in problem for problem in service.health().problems))
             held = (await bus.js.consumer_info(TICKS, "ticks")).num_ack_pending or 0
             assert held <= 4 * 512
             await asyncio.to_thread(stack.start)

@@ -117,7 +117,7 @@ class TickBridgeService:
             problems.append(f"the tick store does not take ticks: {store_problem}")
         if stuck_s > after and self._lag is not None and self._lag.num_pending + self._lag.num_ack_pending:
             problems.append(f"ticks wait in the stream and none was stored for {stuck_s:.0f} s")
-        elif working and now - self._lag_at > after and self._lag is not None:
+        elif working and now - self._lag_at > max(after, 5 * LAG_EVERY_S) and self._lag is not None:
             problems.append(f"NATS has not said for {now - self._lag_at:.0f} s how much waits")
         if self._retention:
             problems.append(f"old ticks are not dropped: {self._retention}")
