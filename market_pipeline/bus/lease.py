@@ -122,8 +122,10 @@ class Lease:
 
     async def _stop_keeper(self) -> None:
         if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.gather(self._keeper, return_exceptions=True)
+            while not self._keeper.done():
+                # wait_for of Python 3.11 loses a cancellation that comes together with the server's answer
+                self._keeper.cancel()
+                await asyncio.wait((self._keeper,), timeout=0.2)
             self._keeper = None
 
     async def _try_to_take(self) -> str | None:

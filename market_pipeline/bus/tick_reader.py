@@ -75,6 +75,20 @@ async def ticks_span(bus: BusSession) -> StreamSpan:
     return StreamSpan(info.state.first_seq, info.state.last_seq, str(info.created))
 
 
+async def next_in_stream(bus: BusSession, seq: int) -> int | None:
+    """Return the sequence of the first message that TICKS holds from `seq` on; None if it holds none.
+
+    Raises:
+        BusUnreachable: JetStream does not answer.
+    """
+    try:
+        return (await bus.js.get_msg(TICKS, seq=seq, subject=">", next=True)).seq
+    except NotFoundError:
+        return None
+    except KV_ERRORS as error:
+        raise bus_error(error, f"message {seq} of {TICKS}") from error
+
+
 class TickReader:
     """Read the messages of some symbols from a sequence on; nothing is acknowledged.
 

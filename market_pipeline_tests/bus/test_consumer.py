@@ -225,3 +225,17 @@ async def test_a_closed_connection_is_said(server: NatsProcess, js: JetStreamCon
         await consumer.fetch(1, 1)
     with pytest.raises(BusUnreachable):
         await consumer.ack(held)
+
+
+async def test_after_a_reset_what_is_unacknowledged_comes_again_at_once_and_in_order(
+    nc: Client, js: JetStreamContext
+) -> None:
+    await fill(js, 10)
+    async with BatchConsumer(nc, js, HISTORY) as consumer:
+        taken = await consumer.fetch(6, 5)
+        await consumer.ack(taken[:2], confirm=True)
+        assert await consumer.ack_floor() == 2
+        await consumer.reset()
+        assert seqs(await consumer.fetch(64, 5)) == [3, 4, 5, 6, 7, 8, 9, 10]
+        await consumer.ack(taken[2:4], confirm=True)  # of the delivery before: it still counts
+        assert await consumer.ack_floor() == 4

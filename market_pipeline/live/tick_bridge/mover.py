@@ -25,6 +25,7 @@ from market_pipeline.live.tick_bridge.latest_writer import LatestWriter
 from market_pipeline.live.tick_bridge.meter import Counts, Meter
 from market_pipeline.live.tick_bridge.place import Place, resume
 from market_pipeline.live.tick_bridge.source import OrderedSource
+from market_pipeline.live.tick_bridge.tasks import end, pause
 from market_pipeline.stores.ticks import BatchResult, Outcome, TickBatch, TickStore
 
 log = structlog.get_logger(__name__)
@@ -114,7 +115,7 @@ class TickMover:
         feeding = asyncio.create_task(self._feed(source), name="ticks feed")
         storing = asyncio.create_task(self._store_for_ever(), name="ticks store")
         keeping = asyncio.create_task(self._keep_alive(), name="ticks keep alive")
-        tasks = [feeding, storing, keeping]
+        tasks: list[asyncio.Task[None]] = [feeding, storing, keeping]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             # what is in memory is stored first, whatever ended the feeding, for as long as the store answers
@@ -124,9 +125,7 @@ class TickMover:
                 if task.done():
                     task.result()
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end(tasks)
 
     async def _feed(self, source: OrderedSource) -> None:
         while not self._ended.is_set():
@@ -287,11 +286,8 @@ class TickMover:
             self._saved = self._place
 
     async def _sleep(self, seconds: float) -> None:
-        try:
-            await asyncio.wait_for(self._ended.wait(), seconds)
-        except TimeoutError:
-            return
-        raise TermEnded
+        if await pause(self._ended, seconds):
+            raise TermEnded
 
     async def _keep_alive(self) -> None:
         """Start the `ack_wait` of everything in memory again, every few seconds."""

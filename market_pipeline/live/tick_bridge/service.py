@@ -7,8 +7,6 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Coroutine
-from typing import Any
 
 import structlog
 
@@ -22,6 +20,7 @@ from market_pipeline.live.tick_bridge.latest_writer import LatestWriter
 from market_pipeline.live.tick_bridge.meter import Counts, Meter
 from market_pipeline.live.tick_bridge.mover import TermEnded, TickMover
 from market_pipeline.live.tick_bridge.source import StreamReplaced
+from market_pipeline.live.tick_bridge.tasks import end, pause, unless, when
 from market_pipeline.settings import Settings
 from market_pipeline.stores.ticks import TickStore
 
@@ -99,7 +98,7 @@ class TickBridgeService:
                 except BusUnreachable as error:
                     log.warning("tick_bridge_waits_for_bus", error=str(error), run_id=self._run_id)
                     self._state, self._away = "waiting", str(error)
-                    await _pause(stop, AGAIN_S)
+                    await pause(stop, AGAIN_S)
         except MarketPipelineError as error:
             self._state, self._away = "failed", str(error)
             raise
@@ -118,7 +117,7 @@ class TickBridgeService:
             problems.append(f"the tick store does not take ticks: {store_problem}")
         if stuck_s > after and self._lag is not None and self._lag.num_pending + self._lag.num_ack_pending:
             problems.append(f"ticks wait in the stream and none was stored for {stuck_s:.0f} s")
-        elif working and now - self._lag_at > after and self._lag is not None:
+        elif working and now - self._lag_at > max(after, 5 * LAG_EVERY_S) and self._lag is not None:
             problems.append(f"NATS has not said for {now - self._lag_at:.0f} s how much waits")
         if self._retention:
             problems.append(f"old ticks are not dropped: {self._retention}")
@@ -149,7 +148,7 @@ class TickBridgeService:
         try:
             while not stop.is_set():
                 self._state, self._away = "standby", ""
-                if not await _unless(stop, lease.acquire()):
+                if not await unless(stop, lease.acquire()):
                     break
                 try:
                     await self._term(bus, lease, store, stop)
@@ -160,7 +159,7 @@ class TickBridgeService:
                         raise
                     log.warning("tick_bridge_begins_anew", error=str(error))
                     self._counts.reopened += 1
-                    await _pause(stop, AGAIN_S)
+                    await pause(stop, AGAIN_S)
                 finally:
                     self._mover = self._latest = None
                     await lease.release()
@@ -186,9 +185,9 @@ class TickBridgeService:
             ended=ended,
             gather_s=self._gather_s,
         )
-        helpers = [asyncio.create_task(_when(event, ended)) for event in (stop, lease.lost)]
+        helpers = [asyncio.create_task(when(event, ended)) for event in (stop, lease.lost)]
         try:
-            if not await _unless(ended, mover.begin()):
+            if not await unless(ended, mover.begin()):
                 return
             self._state, self._layout = "running", store.layout.value
             log.info("tick_bridge_started", epoch=lease.epoch, run_id=self._run_id, layout=self._layout)
@@ -202,9 +201,7 @@ class TickBridgeService:
             except SettingsError as error:  # somebody deleted the stream; the next term makes it anew
                 raise StreamReplaced(str(error)) from error
         finally:
-            for task in helpers:
-                task.cancel()
-            await asyncio.gather(*helpers, return_exceptions=True)
+            await end(helpers)
             await consumer.close()
 
     async def _watch_lag(self, consumer: BatchConsumer) -> None:
@@ -229,30 +226,3 @@ class TickBridgeService:
                 log.warning("old_ticks_not_dropped", error=str(error))
                 self._retention = str(error)
             await asyncio.sleep(RETENTION_AGAIN_S if self._retention else RETENTION_EVERY_S)
-
-
-async def _when(event: asyncio.Event, then: asyncio.Event) -> None:
-    await event.wait()
-    then.set()
-
-
-async def _pause(stop: asyncio.Event, seconds: float) -> None:
-    try:
-        await asyncio.wait_for(stop.wait(), seconds)
-    except TimeoutError:
-        return
-
-
-async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, object]) -> bool:
-    """Do the work; False if `stop` is set before it is done, which ends it."""
-    task, stopped = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
-    try:
-        await asyncio.wait((task, stopped), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            return False
-        task.result()
-        return True
-    finally:
-        for each in (task, stopped):
-            each.cancel()
-        await asyncio.gather(task, stopped, return_exceptions=True)

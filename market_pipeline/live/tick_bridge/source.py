@@ -10,7 +10,7 @@ import structlog
 
 from market_pipeline.bus.consumer import BatchConsumer, Delivery
 from market_pipeline.bus.session import BusSession
-from market_pipeline.bus.tick_reader import ticks_span
+from market_pipeline.bus.tick_reader import next_in_stream, ticks_span
 from market_pipeline.errors import MarketPipelineError, Transient
 from market_pipeline.live.tick_bridge.group import ticks_said
 
@@ -20,6 +20,7 @@ MAX_MESSAGES = 512
 MAX_TICKS = 16_384
 WAIT_S = 0.5
 CHECK_EVERY_S = 1.0
+MAX_RESETS = 10
 
 
 class StreamReplaced(MarketPipelineError, Transient):
@@ -30,8 +31,7 @@ class OrderedSource:
     """Fetch the messages of one consumer, in order, for the only one that consumes.
 
     A message that was sent and never came, because a connection broke, would come again after `ack_wait`, behind later
-    ones: so the consumer is reset, and everything unacknowledged comes again in order. What does not come even then has
-    left the stream.
+    ones: so, if the stream still holds it, the consumer is reset, and everything unacknowledged comes again in order.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class OrderedSource:
         self._next = next_seq
         self._on_hole = on_hole
         self._gather_s = gather_s
-        self._reset_for = 0
+        self._reset_for = self._resets = 0
         self._checked_at = 0.0
         self._subscriptions = consumer.resubscribed
 
@@ -87,11 +87,13 @@ class OrderedSource:
     async def _pass_over(self, came: int) -> bool:
         """Return True when the messages before `came` are gone for good; else ask for them."""
         await self._check_stream(0.0)
-        span = await ticks_span(self._bus)
-        if came > span.first_seq and self._reset_for != self._next:
+        there = await next_in_stream(self._bus, self._next)
+        self._resets = self._resets + 1 if self._reset_for == self._next else 0
+        self._reset_for = self._next
+        # one that is there and does not come was acknowledged by somebody else: then it is of no use to ask on
+        if there is not None and there < came and self._resets < MAX_RESETS:
             log.warning("ticks_missing_in_delivery", next_seq=self._next, came=came)
             await self._consumer.reset()
-            self._reset_for = self._next
             return False
         await self._on_hole(came - 1)
         return True
