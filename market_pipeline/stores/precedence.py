@@ -66,7 +66,10 @@ def follow(client: Client, precedence: Sequence[str]) -> bool:
     if before.sources == tuple(precedence):
         return False
     set_at = max(time.time_ns() // 1_000_000, before.set_at + 1)
-    execute(client, view(precedence, set_at, cluster=before.cluster), what="the change of precedence")
+    # That of the versions first: the comment of the other one says that the change is done.
+    for name in ("bar_revisions_ranked", "bars_ranked"):
+        statement = view(precedence, set_at, name=name, cluster=before.cluster)
+        execute(client, statement, what="the change of precedence")
     after = in_force(client)
     if after.set_at == set_at and not after.sources:  # else every program that starts would replace it again
         raise StoreQueryError(
@@ -78,9 +81,9 @@ def follow(client: Client, precedence: Sequence[str]) -> bool:
     return True
 
 
-def view(precedence: Sequence[str], set_at: int, *, cluster: str | None = None) -> str:
-    """Return the statement that replaces bars_ranked; a view's text takes no parameters."""
-    statement = _COMMENTS.sub("", load_sql("bars_ranked"))
+def view(precedence: Sequence[str], set_at: int, *, name: str = "bars_ranked", cluster: str | None = None) -> str:
+    """Return the statement that replaces a ranked view; a view's text takes no parameters."""
+    statement = _COMMENTS.sub("", load_sql(name))
     for place, source in zip((*_PLACES, "set_at"), (*precedence, str(set_at)), strict=True):
         statement = statement.replace(f"/* {place} */", source)
     return render_statement(statement, cluster)

@@ -109,7 +109,7 @@ def test_the_cluster_s_schema_parses_and_is_replicated(fresh: Client) -> None:
         assert "ON CLUSTER 'prod'" in statement
     tables = [s for s in statements if s.startswith("CREATE TABLE") and "Distributed(" not in s]
     assert all("ENGINE = Replicated" in s and "_local ON CLUSTER" in s for s in tables)
-    assert sum("ENGINE = Distributed('prod'" in s for s in statements) == len(tables) == 6
+    assert sum("ENGINE = Distributed('prod'" in s for s in statements) == len(tables) == 7
     engine = "ReplicatedReplacingMergeTree('/clickhouse/tables/{shard}/{database}/{table}', '{replica}', revision, "
     assert any(f"{engine}is_deleted)" in s for s in tables)
 

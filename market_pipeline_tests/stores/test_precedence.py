@@ -173,3 +173,15 @@ def test_a_wrong_setting_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> 
 def test_only_the_four_sources_reach_the_view(fresh: Client, names: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="not each of"):
         follow(fresh, names)
+
+
+def test_what_was_known_is_ranked_as_what_is_known(fresh: Client) -> None:
+    for precedence in (MINUTE_SOURCES, MINUTE_SOURCES[::-1]):
+        follow(fresh, precedence)
+        views = fresh.rows(
+            "SELECT name, extract(create_table_query, '\\[[^]]*live[^]]*\\]') FROM system.tables "
+            "WHERE database = currentDatabase() AND name IN ('bars_ranked', 'bar_revisions_ranked') ORDER BY name"
+        )
+        assert len(views) == 2
+        assert len({ranks for _, ranks in views}) == 1
+        assert views[0][1].index(precedence[0]) < views[0][1].index(precedence[-1])
