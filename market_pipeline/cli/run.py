@@ -16,12 +16,13 @@ from rich.table import Table
 from market_pipeline.cli.stack import DEFAULT_HOME, HomeOption
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from market_pipeline.bus.registry import ServiceReport
     from market_pipeline.live.supervisor import LiveSupervisor
     from market_pipeline.settings import Settings
 
+_HIDDEN = frozenset({"run_id", "collector_id"})
 SAY_EVERY_S = 10.0
 ALL = "all"
 
@@ -92,11 +93,16 @@ def services_table(reports: Sequence[ServiceReport]) -> Table:
     """Return the services as a table."""
     table = Table("service", "state", "where", "restarts", "what it says", box=SIMPLE_HEAD, pad_edge=False)
     for each in reports:
-        facts = ", ".join(f"{name} {_text(value)}" for name, value in each.facts.items())
+        facts = ", ".join(f"{name} {_text(value)}" for name, value in telling(each.facts).items())
         style = "red" if each.problems else "green" if each.state == "running" else "yellow"
         said = "\n".join([*(f"[red]{text}[/]" for text in each.problems), facts])
         table.add_row(each.name, f"[{style}]{each.state}[/]", each.instance, str(each.restarts), said.strip())
     return table
+
+
+def telling(facts: Mapping[str, int | float | str]) -> dict[str, int | float | str]:
+    """Return the facts that tell a person something: no zeros, no names of processes."""
+    return {name: value for name, value in facts.items() if value not in (0, "") and name not in _HIDDEN}
 
 
 async def _run(supervisor: LiveSupervisor) -> None:

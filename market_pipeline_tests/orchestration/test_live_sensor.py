@@ -10,6 +10,7 @@ import dagster as dg
 import pytest
 from dagster._core.test_utils import create_run_for_test
 
+from market_pipeline.orchestration.live import watch
 from market_pipeline.orchestration.live.job import LIVE_INGESTION, LIVE_TAGS
 from market_pipeline.orchestration.live.rules import BEAT_TAG, SensorState
 from market_pipeline.orchestration.live.watch import RunWatch
@@ -49,6 +50,25 @@ def test_a_run_that_beats_is_left_alone(defs: dg.Definitions, instance: dg.Dagst
     assert "is alive" in str(data.skip_message)
 
 
+@pytest.mark.parametrize("status", ["NOT_STARTED", "QUEUED", "STARTING", "CANCELING"])
+def test_a_run_on_its_way_is_waited_for(defs: dg.Definitions, instance: dg.DagsterInstance, status: str) -> None:
+    create_run_for_test(instance, job_name=LIVE_INGESTION, status=dg.DagsterRunStatus(status), tags=LIVE_TAGS)
+    assert not tick(defs, instance, looking()).run_requests
+
+
+def test_a_busy_run_beats_all_the_same_and_learns_that_it_shall_end(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "BEAT_EVERY_S", 0.05)
+    run = live_run(instance, beat_ago=None)
+    with RunWatch(instance, run.run_id, logging.getLogger("test")) as beating:
+        found = instance.get_run_by_id(run.run_id)
+        assert found is not None
+        assert not beating.over.is_set()
+        instance.report_run_failed(found)
+        assert beating.over.wait(10)
+
+
 def test_an_orphan_that_died_is_reported_and_replaced(defs: dg.Definitions, instance: dg.DagsterInstance) -> None:
     run = live_run(instance, beat_ago=60)
     assert len(tick(defs, instance, looking()).run_requests or []) == 1
@@ -72,24 +92,24 @@ class Broken:
 
 def test_a_run_beats_while_it_is_started_and_ends_when_it_is_not(instance: dg.DagsterInstance) -> None:
     run = live_run(instance, beat_ago=None)
-    watch = RunWatch(instance, run.run_id, logging.getLogger("test"))
-    assert watch.beat()
+    tie = RunWatch(instance, run.run_id, logging.getLogger("test"))
+    assert tie.beat()
     found = instance.get_run_by_id(run.run_id)
     assert found is not None
     assert abs(float(found.tags[BEAT_TAG]) - time.time()) < 30
     instance.report_run_failed(found)
-    assert not watch.beat()
+    assert not tie.beat()
 
 
 def test_a_storage_that_is_away_ends_nothing(instance: dg.DagsterInstance, caplog: pytest.LogCaptureFixture) -> None:
     run = live_run(instance, beat_ago=None)
-    watch = RunWatch(instance, run.run_id, logging.getLogger("test"))
-    watch._instance = Broken()  # type: ignore[assignment]
+    tie = RunWatch(instance, run.run_id, logging.getLogger("test"))
+    tie._instance = Broken()  # type: ignore[assignment]
     with caplog.at_level(logging.WARNING):
-        assert watch.beat()
-        assert watch.beat()
-    assert watch.missed == 2
+        assert tie.beat()
+        assert tie.beat()
+    assert tie.missed == 2
     assert [record.getMessage() for record in caplog.records if "ingestion goes on" in record.getMessage()] != []
     assert len(caplog.records) == 1
-    watch._instance = instance
-    assert watch.beat()
+    tie._instance = instance
+    assert tie.beat()

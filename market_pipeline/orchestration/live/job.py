@@ -1,18 +1,20 @@
 """The job `live_ingestion`: the live services under Dagster's eyes."""
 # no `from __future__ import annotations`: Dagster reads the annotations of ops
 
+import time
+
 import dagster as dg
 from pydantic import Field
 
 from market_pipeline.orchestration.failures import readable_failures
 from market_pipeline.orchestration.live.log_relay import LogRelay
 from market_pipeline.orchestration.live.report import LiveReporter
-from market_pipeline.orchestration.live.rules import BEAT_EVERY_S
 from market_pipeline.orchestration.live.watch import RunWatch
 from market_pipeline.orchestration.partitions import BarPartitions
 from market_pipeline.orchestration.resources import BusResource, StoresResource, VendorResource, platform_settings
 
 LIVE_INGESTION = "live_ingestion"
+LOOK_EVERY_S = 2.0
 LIVE_TAGS = {"market_pipeline/live": "true", "dagster/max_retries": "0", "dagster/priority": "10"}
 """The first is limited to one run in dagster.yaml; the sensor, not a retry, starts the next one."""
 
@@ -50,12 +52,9 @@ def build_live_job(partitions: BarPartitions) -> dg.JobDefinition:
                 f"live: {', '.join(service.name for service in services)} of "
                 f"{', '.join(each.symbol for each in reporter.instruments)}"
             )
-            left = config.seconds or float("inf")
-            with LiveThread(settings, services, run_id=context.run_id) as live:
-                while left > 0 and not live.wait(min(BEAT_EVERY_S, left)):
-                    left -= BEAT_EVERY_S
-                    if not watch.beat():
-                        break
+            until = time.monotonic() + (config.seconds or float("inf"))
+            with watch, LiveThread(settings, services, run_id=context.run_id) as live:
+                while not (live.wait(LOOK_EVERY_S) or watch.over.is_set() or time.monotonic() > until):
                     relay.drain()
                     reporter.look(live.health())
             relay.drain()

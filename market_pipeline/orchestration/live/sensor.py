@@ -4,7 +4,7 @@
 import time
 
 import dagster as dg
-from dagster._core.storage.dagster_run import IN_PROGRESS_RUN_STATUSES, RunRecord
+from dagster._core.storage.dagster_run import RunRecord
 
 from market_pipeline.orchestration.live.job import LIVE_INGESTION
 from market_pipeline.orchestration.live.rules import BEAT_TAG, SENSOR_EVERY_S, LiveRun, SensorState, decide
@@ -28,7 +28,7 @@ def keep_live_sensor() -> dg.SensorDefinition:
     )
     def keep_live(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         instance, now = context.instance, time.time()
-        of_job = dg.RunsFilter(job_name=LIVE_INGESTION, statuses=list(IN_PROGRESS_RUN_STATUSES))
+        of_job = dg.RunsFilter(job_name=LIVE_INGESTION, statuses=_ON_THEIR_WAY)
         records = {record.dagster_run.run_id: record for record in instance.get_run_records(of_job)}
         ended = instance.get_run_records(
             dg.RunsFilter(job_name=LIVE_INGESTION, statuses=_ENDED), limit=_REMEMBERED, order_by="id"
@@ -53,6 +53,14 @@ def keep_live_sensor() -> dg.SensorDefinition:
     return keep_live
 
 
+# Dagster's own list of runs in progress begins where a run has left the queue.
+_ON_THEIR_WAY = [
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
 _ENDED = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.CANCELED]
 
 

@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any
 
 import dagster as dg
 
-from market_pipeline.orchestration.live.rules import BEAT_TAG
+from market_pipeline.orchestration.live.rules import BEAT_EVERY_S, BEAT_TAG
 
 
 class RunWatch:
-    """Beat, and look whether the run is still STARTED.
+    """Beat, and look whether the run is still STARTED, in a thread of its own: whatever else the run is busy with.
 
-    A storage that does not answer is no reason to end: ingestion goes on, and is said to be unwatched.
+    `over` is set once the run shall end. A storage that does not answer is no reason to end: ingestion goes on, and is
+    said to be unwatched. A context manager.
     """
 
     def __init__(self, instance: dg.DagsterInstance, run_id: str, log: Any) -> None:
         self._instance, self._run_id, self._log = instance, run_id, log
         self._away = False
+        self._left = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="beat", daemon=True)
+        self.over = threading.Event()
         self.missed = 0
+
+    def __enter__(self) -> RunWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._left.set()
+        self._thread.join(BEAT_EVERY_S)
+
+    def _run(self) -> None:
+        while self.beat():
+            if self._left.wait(BEAT_EVERY_S):
+                return
+        self.over.set()
 
     def beat(self) -> bool:
         """Beat once; return whether the run shall go on."""
