@@ -75,8 +75,8 @@ class BarStore(BarFacts):
 
         What counts is the last word on each bar, a tombstone included (`is_deleted` is part of the digest), so the
         answer compares with the headers of the batch that wrote the range: equal count and digest prove every row.
-        (0, 0) means that this source never wrote there. One query, whatever the number of ranges; one more for each
-        range with tombstones, which are rare.
+        (0, 0) means that this source never wrote there. One query where nothing is stored near the ranges, three
+        otherwise, whatever their number; one more for each range with tombstones, which are rare.
 
         Raises:
             ValueError: two ranges of one series overlap.
@@ -86,13 +86,13 @@ class BarStore(BarFacts):
         if not disjoint(ranges):
             raise ValueError("two of the ranges overlap: ask for them one after the other")
         laid = RangeSet.of(ranges)
-        presence = self.client.rows(laid.fill(load_sql("series_presence")), laid.parameters)
-        if not presence:
+        if not self.client.rows(laid.fill(load_sql("series_anything")), laid.parameters):
             return [SeriesDigest(0, 0)] * len(ranges)
+        tombstones = self.client.rows(laid.fill(load_sql("series_tombstones")), laid.parameters)
         rows = self.client.rows(laid.fill(load_sql("series_digests")), laid.parameters)
         found = {place: SeriesDigest(count, digest) for place, count, digest in rows}
         digests = [found.get(place, SeriesDigest(0, 0)) for place in laid.places]
-        withdrawn = {row[:3]: row[3:5] for row in presence if row[5]}
+        withdrawn = {row[:3]: row[3:] for row in tombstones}
         for number, one in enumerate(ranges):
             hull = withdrawn.get(one[:3])
             if hull and hull[0] <= one.end_ts and one.start_ts <= hull[1]:

@@ -39,7 +39,7 @@ class SeriesDigest(NamedTuple):
 
 @dataclass(frozen=True)
 class RangeSet:
-    """Ranges as the parameters of series_digests.sql and series_presence.sql.
+    """Ranges as the parameters of series_digests.sql and its companions.
 
     `place` of a ts is its epoch ms plus its series' number in the upper bits; `places` are those of the ranges' first
     ts, in the order given.

@@ -29,7 +29,7 @@ from market_pipeline.settings import ClickHouseSettings, LiveSettings, NatsSetti
 from market_pipeline.stores.clickhouse import Client, connect
 from market_pipeline_tests.stores.frames import bar
 
-SYMBOLS = tuple(f"SYM{number:02d}" for number in range(20))
+SYMBOLS = ("EURUSD", *(f"SYM{number:02d}" for number in range(1, 20)))
 
 
 class ClickHouse:
@@ -70,7 +70,8 @@ class ClickHouse:
 
 def settings_of(home: Path, nats: NatsSettings, clickhouse: ClickHouseSettings, **live: Any) -> Settings:
     """Return the settings of a test."""
-    return Settings(home=home, nats=nats, clickhouse=clickhouse, live=LiveSettings(**live))
+    soon = nats.model_copy(update={"connect_timeout": 1.0})
+    return Settings(home=home, nats=soon, clickhouse=clickhouse, live=LiveSettings(**live))
 
 
 def live_batch(frame: pl.DataFrame, batch_id: int, *, received_ms: int | None = None, run_id: str = "") -> EncodedBatch:

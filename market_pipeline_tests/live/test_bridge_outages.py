@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from market_pipeline.bus.envelope import now_ms
 from market_pipeline.errors import BusError
 from market_pipeline.live.bridge_service import BridgeService
+from market_pipeline_tests.integration.world import write_home
 from market_pipeline_tests.live.bridging import (
     ClickHouse,
     bridge,
@@ -21,8 +24,14 @@ from market_pipeline_tests.live.bridging import (
     open_desk,
     settings_of,
 )
-from market_pipeline_tests.servers import NatsProcess
+from market_pipeline_tests.servers import NatsProcess, die_with_parent
 
+BRIDGE = """
+import asyncio, sys
+from market_pipeline.live.bridge_service import BridgeService
+from market_pipeline.settings import load_settings
+asyncio.run(BridgeService(load_settings(sys.argv[1])).run(asyncio.Event()))
+"""
 STORED = "SELECT count() AS n FROM bars_1s_final"
 
 
@@ -37,6 +46,10 @@ def clickhouse(tmp_path: Path) -> Iterator[ClickHouse]:
 def nats(tmp_path: Path) -> Iterator[NatsProcess]:
     with NatsProcess() as server:
         yield server
+
+
+def bridge_process(home: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", BRIDGE, str(home)], preexec_fn=die_with_parent)
 
 
 async def test_started_before_its_servers_it_waits_says_so_and_begins(
@@ -95,6 +108,34 @@ async def test_clickhouse_killed_under_load_loses_nothing_and_buries_nothing(
         assert await desk.letters() == 0
         assert await desk.number("SELECT toInt64(sum(new_rows)) AS n FROM ingest_batches") <= 1200
         assert service.health().facts["live_outages"] > 0
+
+
+async def test_a_bridge_killed_under_load_is_followed_by_another_that_loses_and_doubles_nothing(
+    tmp_path: Path, clickhouse: ClickHouse, nats: NatsProcess
+) -> None:
+    """What the dead one held comes again after the server's patience (15 s); until then it is nobody's."""
+    settings = settings_of(tmp_path, nats.settings, clickhouse.settings())
+    write_home(settings)
+    end, flushes = minute_before(now_ms()), 0
+    child = bridge_process(tmp_path)
+    try:
+        async with open_desk(settings) as desk:
+            while await desk.number(STORED) < 100:
+                await desk.publish(flush(end + flushes * 1000))
+                flushes += 1
+            child.kill()
+            await desk.publish(flush(end + flushes * 1000))
+            flushes += 1
+            async with bridge(settings):
+                await desk.until(STORED, 20 * flushes)
+                await desk.drained("LIVE", 60)
+            rows = "SELECT count() AS n FROM (SELECT symbol, ts FROM bars_1s GROUP BY ALL HAVING count() > 1)"
+            assert await desk.number(rows) == 0, "not even rows that reading would merge"
+            assert await desk.number("SELECT toInt64(uniqExact(batch_id)) AS n FROM ingest_batches") == flushes
+            assert await desk.letters() == 0
+    finally:
+        child.kill()
+        child.wait()
 
 
 async def test_nats_restarted_and_connections_closed_for_good_are_survived(

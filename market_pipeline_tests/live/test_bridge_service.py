@@ -10,11 +10,14 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from pydantic import SecretStr
+from typer.testing import CliRunner
 
 from market_pipeline.bus.consumer import Lag
 from market_pipeline.bus.envelope import encode_batches, now_ms
 from market_pipeline.bus.external_envelope import encode_external, publish_external
 from market_pipeline.bus.subjects import history_subject, market_subject
+from market_pipeline.cli import build_app
 from market_pipeline.errors import StoreAuthError
 from market_pipeline.live.bridge_lane import Waiting
 from market_pipeline.live.bridge_service import BridgeService
@@ -94,6 +97,25 @@ async def test_a_live_flush_lands_once_with_one_line_a_timeframe(desk: Desk) -> 
     assert ledger.live_latency(from_ms(now_ms()) + timedelta(days=1), from_ms(now_ms()) + timedelta(days=2)) == {}
 
 
+async def test_the_command_line_traces_a_live_bar_to_its_flush(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in desk.settings.clickhouse.model_dump().items():
+        text = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+        monkeypatch.setenv(f"MARKET_PIPELINE_CLICKHOUSE__{name.upper()}", text)
+    monkeypatch.setenv("COLUMNS", "200")
+    end = minute_before(now_ms())
+    sent = flush(end, codes=("1s", "1m"))
+    async with bridge(desk.settings):
+        await desk.publish(sent)
+        await desk.drained("LIVE")
+    for code, length in (("1s", 1000), ("1m", 60_000)):
+        arguments = ["trace", "EUR/USD", code, from_ms(end - length).isoformat(), "--home", str(desk.settings.home)]
+        shown = await asyncio.to_thread(CliRunner().invoke, build_app(), arguments, catch_exceptions=False)
+        assert shown.exit_code == 0, shown.output
+        assert f"batch {sent[0].headers.batch_id}" in shown.output
+        assert f"market.*.{code}" in shown.output
+        assert "inserted_at" in shown.output
+
+
 async def test_what_is_poison_is_buried_alone(desk: Desk) -> None:
     end = minute_before(now_ms())
     sent = flush(end, SYMBOLS[:6])
@@ -109,7 +131,7 @@ async def test_what_is_poison_is_buried_alone(desk: Desk) -> None:
     async with bridge(desk.settings) as service:
         await desk.publish([half])
         await desk.drained("LIVE")
-    await desk.bus.js.publish(market_subject("SYM00", "1s"), b"??", headers={"Batch-Id": "x"})
+    await desk.bus.js.publish(market_subject("EURUSD", "1s"), b"??", headers={"Batch-Id": "x"})
     await desk.publish(
         [
             garbage,
