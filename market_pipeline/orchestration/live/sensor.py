@@ -28,7 +28,7 @@ def keep_live_sensor() -> dg.SensorDefinition:
     )
     def keep_live(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         instance, now = context.instance, time.time()
-        of_job = dg.RunsFilter(job_name=LIVE_INGESTION, statuses=_ON_THEIR_WAY)
+        of_job = dg.RunsFilter(job_name=LIVE_INGESTION, statuses=ON_THEIR_WAY)
         records = {record.dagster_run.run_id: record for record in instance.get_run_records(of_job)}
         ended = instance.get_run_records(
             dg.RunsFilter(job_name=LIVE_INGESTION, statuses=_ENDED), limit=_REMEMBERED, order_by="id"
@@ -54,7 +54,7 @@ def keep_live_sensor() -> dg.SensorDefinition:
 
 
 # Dagster's own list of runs in progress begins where a run has left the queue.
-_ON_THEIR_WAY = [
+ON_THEIR_WAY = [
     dg.DagsterRunStatus.NOT_STARTED,
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.STARTING,
