@@ -54,6 +54,8 @@ class LiveBars:
         self._judge_again = False
         self._unproven_until = 0  # the latest end of a window that was closed without proof
         self._judged_at = 0
+        self._looked = 0  # what had closed at the last look, to the second
+        self._touched = False  # a window that had closed then has another tick since
         self._pruned_at = 0
         self._finals: dict[int, pl.DataFrame] = {}
         self._demoted: list[pl.DataFrame] = []
@@ -112,7 +114,11 @@ class LiveBars:
         """
         if self._judge_again or self._judged_at < min(self._watermark, self._unproven_until):
             self._judge()
+            self._touched = True
         closed = max(self._watermark - self._rules.delay_ms, self._forced)
+        if closed - closed % SECOND_MS == self._looked and not self._touched and not self._demoted:
+            return {}  # asked many times a second, it has an answer once a second
+        self._looked, self._touched = closed - closed % SECOND_MS, False
         parts: dict[str, list[pl.DataFrame]] = {code: [] for code in TIMEFRAMES}
         parts["1m"] += self._demoted
         self._demoted.clear()
@@ -160,6 +166,7 @@ class LiveBars:
         if len(ts) == 0:
             return 0
         earliest, latest = int(ts.min()), int(ts.max())
+        self._touched |= earliest < self._looked
         if (opened := _minute(earliest)) == _minute(latest):
             self._add_to(opened, batch, ts, first, second)
             return latest
