@@ -41,6 +41,8 @@ _PLAIN_TYPES: dict[pl.DataType | type[pl.DataType], pa.DataType] = {
 }
 _INDEX = pa.int8()
 _OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
+# The same bytes; but for the few rows of a live flush a pool of threads costs as much again as all the rest.
+_SMALL_ROWS, _SMALL_OPTIONS = 1024, pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
 
 
 @cache
@@ -62,7 +64,8 @@ def encode(frame: pl.DataFrame) -> bytes:
     """
     columns = [_column(frame, name, dtype) for name, dtype in BATCH_SCHEMA.items()]
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, arrow_schema(), options=_OPTIONS) as writer:
+    options = _SMALL_OPTIONS if frame.height < _SMALL_ROWS else _OPTIONS
+    with pa.ipc.new_stream(sink, arrow_schema(), options=options) as writer:
         writer.write_batch(pa.record_batch(columns, schema=arrow_schema()))
     payload: bytes = sink.getvalue().to_pybytes()
     return payload

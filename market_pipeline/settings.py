@@ -157,7 +157,7 @@ class StreamSettings(_Section):
     backoff_initial_s: float = Field(default=0.5, gt=0)
     backoff_max_s: float = Field(default=30.0, gt=0)
     queue: int = Field(default=65_536, ge=1)
-    batch_ms: float = Field(default=25.0, ge=0, le=1000)
+    batch_ms: float = Field(default=50.0, ge=0, le=1000)
     batch_ticks: int = Field(default=256, ge=1, le=4096)
     heartbeat_s: float = Field(default=1.0, gt=0)
     lease_ttl_s: float = Field(default=10.0, ge=1)

@@ -32,6 +32,7 @@ from market_pipeline.tick_payload import UNREADABLE, decode_columns, encode_tick
 
 __all__ = [
     "LATE",
+    "LOSS_MARGIN",
     "TICK_SCHEMA_VERSION",
     "VENDOR_STREAM",
     "EncodedTicks",
@@ -47,10 +48,13 @@ __all__ = [
 # 1: Arrow IPC. 2: the layout of tick_payload; Source and Correlation-Id are left out where they are the usual ones.
 TICK_SCHEMA_VERSION = 2
 VENDOR_STREAM = "vendor_stream"
-# Events come a little late and out of order: this much after the time they carry, at most. Every live bar waits for as
-# long after its end, so it is most of a bar's latency. The vendor states some 20 ms; ten times that and as much again
-# for a burst and clocks apart is half a second. What is later still is not lost: it reissues the bar as a revision.
-LATE = timedelta(milliseconds=500)
+# Events come a little late and out of order. A session counts as proven up to so long before its last sign of life, so
+# every live bar waits for this after its end: when it was a second it was most of the latency. What comes later than
+# that while the session goes on is not lost, it reissues its bar as a revision; so this need only cover the usual.
+LATE = timedelta(milliseconds=250)
+# Once a session has ended, what is later than that never comes: so a loss begins earlier than the proof ended, and the
+# bars between are published again as not complete.
+LOSS_MARGIN = timedelta(seconds=1)
 
 _VERSION = "Schema-Version"
 _TEXT = {
@@ -105,8 +109,9 @@ class TickHeaders:
     def proven_until(self) -> datetime:
         """Up to where everything of the session has come, late events too: a window that ends by then is whole.
 
-        What the next session names as `lost_from` is never before this, but after a silence: a connection that answers
-        pings while its feed stands still proves too much, and the session after it takes that back.
+        The next session may take the end of it back: what it names as `lost_from` lies up to LOSS_MARGIN before
+        `alive_at`, and after a silence up to so much before the last event, for a connection that answers pings while
+        its feed stands still proves too much.
         """
         return self.alive_at - LATE
 

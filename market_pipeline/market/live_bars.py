@@ -24,6 +24,7 @@ from market_pipeline.market.sessions import MINUTE_MS
 from market_pipeline.market.tick_arrays import TickArrays
 
 TIMEFRAMES: dict[str, int] = {"1s": SECOND_MS, "1m": MINUTE_MS}
+_MADE = ("ts", "open", "high", "low", "close", "volume", "vwap", "trades")
 # How many minutes beyond the lateness a bar is remembered, to be called incomplete when a tick of it comes after all.
 _REMEMBERED = 60
 # What can be added up without an overflow, and far more than any price or size.
@@ -54,6 +55,8 @@ class LiveBars:
         self._judge_again = False
         self._unproven_until = 0  # the latest end of a window that was closed without proof
         self._judged_at = 0
+        self._looked = 0  # what had closed at the last look, to the second
+        self._touched = False  # a window that had closed then has another tick since
         self._pruned_at = 0
         self._finals: dict[int, pl.DataFrame] = {}
         self._demoted: list[pl.DataFrame] = []
@@ -112,7 +115,11 @@ class LiveBars:
         """
         if self._judge_again or self._judged_at < min(self._watermark, self._unproven_until):
             self._judge()
+            self._touched = True
         closed = max(self._watermark - self._rules.delay_ms, self._forced)
+        if closed - closed % SECOND_MS == self._looked and not self._touched and not self._demoted:
+            return {}  # asked many times a second, it has an answer once a second
+        self._looked, self._touched = closed - closed % SECOND_MS, False
         parts: dict[str, list[pl.DataFrame]] = {code: [] for code in TIMEFRAMES}
         parts["1m"] += self._demoted
         self._demoted.clear()
@@ -123,14 +130,16 @@ class LiveBars:
                 if opens:
                     parts[code].append(self._bars(minute, code, opens))
                     self._received = max(self._received, minute.received)
-        made = {code: pl.concat(frames) for code, frames in parts.items() if frames}
+        made = {code: frames[0] if len(frames) == 1 else pl.concat(frames) for code, frames in parts.items() if frames}
         if made:
             self._revision = max(now, self._revision + 1)
         self._prune()
-        return {
-            code: frame.with_columns(pl.lit(self._revision, pl.UInt64).alias("revision")).select(list(BAR_SCHEMA))
-            for code, frame in made.items()
-        }
+        return {code: self._revised(frame) for code, frame in made.items()}
+
+    def _revised(self, frame: pl.DataFrame) -> pl.DataFrame:
+        columns = {each.name: each for each in frame.iter_columns()}
+        columns["revision"] = pl.Series("revision", np.full(frame.height, self._revision, np.uint64))
+        return pl.DataFrame([columns[name] for name in BAR_SCHEMA])
 
     @property
     def received(self) -> int:
@@ -160,6 +169,7 @@ class LiveBars:
         if len(ts) == 0:
             return 0
         earliest, latest = int(ts.min()), int(ts.max())
+        self._touched |= earliest < self._looked
         if (opened := _minute(earliest)) == _minute(latest):
             self._add_to(opened, batch, ts, first, second)
             return latest
@@ -236,15 +246,15 @@ class LiveBars:
             self.counts.bars += not again
         if (until := int(at[-1]) + length) > self._watermark:
             self._unproven_until = max(self._unproven_until, until)
-        bars = made.select(
-            pl.lit(self.symbol).alias("symbol"),
-            pl.lit(code).alias("timeframe"),
-            "ts",
-            pl.lit(LIVE_AGGREGATED).alias("source"),
-            pl.lit("").alias("origin"),
-            *("open", "high", "low", "close", "volume", "vwap", "trades"),
-            pl.Series("complete", complete),
-            pl.lit(0, pl.UInt8).alias("is_deleted"),
+        # Series by Series: an expression starts an engine, which costs more than a few rows.
+        names = {"symbol": self.symbol, "timeframe": code, "source": LIVE_AGGREGATED, "origin": ""}
+        bars = pl.DataFrame(
+            [
+                *(pl.Series(name, [text]).new_from_index(0, len(at)) for name, text in names.items()),
+                *(made.get_column(name) for name in _MADE),
+                pl.Series("complete", complete),
+                pl.Series("is_deleted", np.zeros(len(at), np.uint8)),
+            ]
         )
         if length == MINUTE_MS:
             minute.bar = bars

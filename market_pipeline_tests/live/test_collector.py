@@ -15,7 +15,7 @@ from market_pipeline.bus.lease import Lease
 from market_pipeline.bus.losses import LossInterval
 from market_pipeline.bus.session import BusSession
 from market_pipeline.bus.streams import ensure_streams
-from market_pipeline.bus.tick_envelope import LATE, EncodedTicks
+from market_pipeline.bus.tick_envelope import LOSS_MARGIN, EncodedTicks
 from market_pipeline.errors import BusUnreachable, SettingsError, StoreUnreachable, VendorAuthError
 from market_pipeline.live.collector import Collector
 from market_pipeline.market.timeframes import from_ms, to_ms
@@ -304,7 +304,7 @@ async def test_a_second_collector_stands_by_and_takes_over(server: NatsProcess, 
             last = [
                 each.headers for each in await first.seen(heartbeats=True) if each.headers.epoch == one.headers.epoch
             ][-1]
-            assert losses[0].start == last.alive_at - LATE
+            assert losses[0].start == last.alive_at - LOSS_MARGIN
             assert losses[0].end == two.headers.session_started
             assert losses[0].session_id == last.session_id
             assert two.headers.lost_from == losses[0].start

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from market_pipeline.bus.losses import LossInterval
-from market_pipeline.bus.tick_envelope import EpochFence, TickHeaders, decode_tick_batch
+from market_pipeline.bus.tick_envelope import LATE, LOSS_MARGIN, EpochFence, TickHeaders, decode_tick_batch
 from market_pipeline.live.collector.batches import tick_batch
 from market_pipeline.live.collector.hours import MarketHours
 from market_pipeline.live.collector.intake import MARGIN_MS, Intake
@@ -147,8 +147,8 @@ def test_what_is_proven_is_whole_and_what_is_missing_is_told(limit: int, steps: 
 def test_a_silence_after_two_unreadable_frames_does_not_take_back_the_proof_between_them() -> None:
     steps = [("bad_frame", "A"), ("pong",), ("publish", "A"), ("bad_frame", "A"), ("disconnect", "silence")]
     model = _live_through(1, steps)
-    proven = [headers.proven_until for headers, _ in model.published["A"]]
-    assert model.published["A"][-1][0].lost_from == proven[0] == from_ms(START + 2 - MARGIN_MS)
+    alive = model.published["A"][0][0].alive_at
+    assert model.published["A"][-1][0].lost_from == alive - LOSS_MARGIN == from_ms(START + 2 - MARGIN_MS)
 
 
 def test_a_silence_takes_back_what_pongs_proved_since_the_last_event() -> None:
@@ -164,7 +164,7 @@ def test_a_silence_takes_back_what_pongs_proved_since_the_last_event() -> None:
     model = _live_through(9, steps)
     (loss,) = [loss for loss in model.losses if loss.symbol == "A"]
     assert (loss.cause, loss.start) == ("silence", from_ms(START + 1 - MARGIN_MS))
-    assert model.published["A"][0][0].proven_until == from_ms(START + 5001 - MARGIN_MS) > loss.start
+    assert model.published["A"][0][0].proven_until == from_ms(START + 5001) - LATE > loss.start
 
 
 def _live_through(limit: int, steps: list[tuple[Any, ...]]) -> Model:
@@ -211,7 +211,8 @@ def _judge(model: Model, symbol: str) -> None:
         ]
         if headers.lost_from is not None:
             if headers.session_started not in silences:
-                assert all(each.proven_until <= headers.lost_from for each in earlier[-1:]), "proven, then called lost"
+                taken_back = max((each.alive_at - headers.lost_from for each in earlier[-1:]), default=timedelta(0))
+                assert taken_back <= LOSS_MARGIN, "proven, then called lost"
             told.append((to_ms(headers.lost_from), started))
     for tick in missing:
         assert any(start <= tick.ts_ms <= end for start, end in told), "the stream itself tells of every loss"

@@ -15,7 +15,7 @@ from market_pipeline.bus.connection import connect
 from market_pipeline.bus.losses import LossBucket
 from market_pipeline.bus.session import BusSession
 from market_pipeline.bus.streams import ensure_streams
-from market_pipeline.bus.tick_envelope import LATE
+from market_pipeline.bus.tick_envelope import LOSS_MARGIN
 from market_pipeline.live.collector import Collector
 from market_pipeline.market.timeframes import from_ms, to_ms
 from market_pipeline.settings import Settings, VendorSettings
@@ -101,7 +101,7 @@ async def test_what_is_missing_lies_in_the_losses(simulator: SimulatorThread, bu
         got = {(to_ms(ts), bid, ask) for ts, bid, ask in rows}
         missing = [quote for quote in had if quote not in got]
         # Losses begin early, for what comes late: nothing here comes so late that it needs all of it.
-        early = LATE / 2
+        early = LOSS_MARGIN / 2
         covered = [(loss.start + early, loss.end) for loss in losses if loss.symbol == symbol]
         unexplained = [
             quote for quote in missing if not any(begin <= from_ms(quote[0]) <= over for begin, over in covered)

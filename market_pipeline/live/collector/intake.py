@@ -13,7 +13,7 @@ import structlog
 
 from market_pipeline.bus.envelope import now_ms
 from market_pipeline.bus.losses import LossCause, LossInterval
-from market_pipeline.bus.tick_envelope import LATE
+from market_pipeline.bus.tick_envelope import LOSS_MARGIN
 from market_pipeline.live.collector.lanes import Gap, Lane, Session
 from market_pipeline.market.timeframes import from_ms
 from market_pipeline.vendors.polygon.stream import PolygonStream, StreamTick
@@ -21,7 +21,7 @@ from market_pipeline.vendors.polygon.stream import PolygonStream, StreamTick
 log = structlog.get_logger(__name__)
 
 # A gap begins so much before the last sign of life.
-MARGIN_MS = LATE // timedelta(milliseconds=1)
+MARGIN_MS = LOSS_MARGIN // timedelta(milliseconds=1)
 # After an overflow ticks are taken again when so much of the queue is free: one long loss, not thousands of short ones.
 LOW_WATER = 0.75
 

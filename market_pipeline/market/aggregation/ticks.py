@@ -34,7 +34,7 @@ def bars_from_quotes(quotes: pl.DataFrame, tf: str | Timeframe, basis: PriceBasi
     count = np.diff(starts, append=quotes.height)
     bars = _bars(price, starts, opens, volume=count.astype(np.float64), vwap=np.full(len(starts), np.nan), trades=count)
     crossed = np.add.reduceat((bid > ask).astype(np.int64), starts) if len(starts) else starts
-    return bar_frame(bars, quotes, starts).with_columns(pl.Series("crossed", crossed, dtype=pl.UInt32))
+    return bar_frame(bars, quotes, starts).hstack([pl.Series("crossed", crossed.astype(np.uint32))])
 
 
 def bars_from_trades(trades: pl.DataFrame, tf: str | Timeframe) -> pl.DataFrame:
@@ -78,11 +78,11 @@ def _bars(price: Floats, starts: Ints, opens: Ints, *, volume: Floats, vwap: Flo
 
 
 def _finite(ticks: pl.DataFrame, name: str) -> Floats:
-    column = ticks.get_column(name).cast(pl.Float64)
-    wrong = ~column.is_finite().fill_null(False)
-    if wrong.any():
-        first = int(wrong.arg_max() or 0)
+    column = ticks.get_column(name)
+    prices: Floats = (column if column.dtype == pl.Float64 else column.cast(pl.Float64)).to_numpy()  # null becomes NaN
+    finite = np.isfinite(prices)
+    if not finite.all():
+        first = int(finite.argmin())
         ts = ticks.get_column("ts")[first]
         raise InvalidBars(f"{name}: {column[first]!r} is not a price or size, at ts {ts.isoformat()}")
-    prices: Floats = column.to_numpy()
     return prices
