@@ -10,12 +10,14 @@ from market_pipeline.market.instruments import Instruments
 from market_pipeline.orchestration.assets.derived import build_derived
 from market_pipeline.orchestration.assets.minutes import build_minutes, vendor_minutes
 from market_pipeline.orchestration.checks.definitions import build_checks
+from market_pipeline.orchestration.gap_monitor import build_monitor_job, daily_gap_monitor
 from market_pipeline.orchestration.jobs import check_bars, load_history, probe_services
 from market_pipeline.orchestration.partitions import BarPartitions, bar_partitions
 from market_pipeline.orchestration.repair import build_repair_job
 from market_pipeline.orchestration.resources import default_resources
 from market_pipeline.orchestration.schedules import build_schedules
 from market_pipeline.orchestration.sensors import freshness_sensor
+from market_pipeline.orchestration.tick_aggregation import build_aggregate_job
 
 
 def build_definitions(instruments: Instruments) -> dg.Definitions:
@@ -30,8 +32,15 @@ def _build(partitions: BarPartitions) -> dg.Definitions:
     return dg.Definitions(
         assets=[vendor_minutes(), build_minutes(partitions), *build_derived(partitions)],
         asset_checks=build_checks(partitions),
-        jobs=[load_history(), build_repair_job(partitions), check_bars(), probe_services()],
-        schedules=build_schedules(partitions),
+        jobs=[
+            load_history(),
+            build_repair_job(partitions),
+            build_monitor_job(),
+            build_aggregate_job(),
+            check_bars(),
+            probe_services(),
+        ],
+        schedules=[*build_schedules(partitions), daily_gap_monitor()],
         sensors=[freshness_sensor(partitions)],
         resources=default_resources(),
         # steps wait on servers, not on a processor: a process for each would cost seconds and a hundred megabytes

@@ -11,6 +11,7 @@ from market_pipeline.orchestration.failures import readable_failures
 from market_pipeline.orchestration.resources import BusResource, StoresResource, VendorResource
 
 LOAD_HISTORY, REPAIR_GAPS, CHECK_BARS, PROBE_SERVICES = "load_history", "repair_gaps", "check_bars", "probe_services"
+MONITOR_GAPS, AGGREGATE_TICKS = "monitor_gaps", "aggregate_ticks"
 
 CRASH_RETRY = {"dagster/max_retries": "1"}
 """A run whose process died goes on from its checkpoint once; a step that failed has had its retries inside."""

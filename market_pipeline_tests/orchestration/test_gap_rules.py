@@ -1,4 +1,6 @@
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
 
 import polars as pl
 import pytest
@@ -6,7 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from market_pipeline.market.bars import TS
+from market_pipeline.market.instruments import parse_instruments
+from market_pipeline.orchestration.checks.evaluate import evaluate_gaps
 from market_pipeline.orchestration.checks.gap_rules import GAP_SCHEMA, judge_gaps, unexplained_runs
+from market_pipeline.settings import HistorySettings
+from market_pipeline_tests.orchestration.conftest import INSTRUMENTS, LEDGER_SCHEMA, StoredBars
 
 START = datetime(2024, 3, 4, 10, tzinfo=UTC)
 THIN = {"EURUSD": 5, "SPY": 15}
@@ -95,3 +101,22 @@ def test_every_missing_minute_is_either_known_or_unexplained(
         for n in range(count)
     }
     assert told == missing - covered
+
+
+def test_of_a_gap_that_reaches_up_to_the_present_only_what_is_due_counts() -> None:
+    now, minute = START + timedelta(hours=1, seconds=20), timedelta(minutes=1)
+    rules = HistorySettings(settle=5 * minute, lateness=10 * minute)
+    instruments = parse_instruments(INSTRUMENTS, "test")
+    begin = START + 40 * minute  # due is what is older than 10:45:20
+    present = pl.DataFrame({"ts": pl.datetime_range(START, begin, "1m", closed="left", eager=True, time_zone="UTC")})
+    stored = StoredBars(
+        frames={("EURUSD", "1m"): present.cast(TS)},
+        ledger=pl.DataFrame(
+            [("EURUSD", begin, now, 20, "pending_settle", "open", 1, 1)], schema=LEDGER_SCHEMA, orient="row"
+        ),
+    )
+    stores: Any = SimpleNamespace(bars=stored, gaps=stored, requests=stored)
+    stored.asked_ranges = {"EURUSD": [(START, now)]}
+    verdict = evaluate_gaps(stores, instruments, rules, now, None)
+    assert verdict.level == "warn", "asked for once: neither unknown to the ledger nor in the part that is not due"
+    assert verdict.numbers["minutes missing at the vendor, unusual"] == 6
