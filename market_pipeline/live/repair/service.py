@@ -82,6 +82,7 @@ class RepairService:
         self._away = ""
         self._failing: dict[str, str] = {}
         self._since: dict[str, datetime] = {}
+        self._asked: dict[str, datetime] = {}
         self._underived: dict[str, list[Interval]] = {}
         self._counts = _Counts()
         self._open = pl.DataFrame()
@@ -196,7 +197,9 @@ class RepairService:
             if self._looked_at is None and spans[each.key][0] < due:
                 # A crash between a repair and its derivation leaves no trace: all it may have touched is derived again.
                 self._underived.setdefault(each.key, [(spans[each.key][0], due)])
-            todo.append((each, wanted))
+            # A thin market lacks a minute every few minutes: they are asked for together, at most once a settle.
+            asked = self._asked.get(each.key)
+            todo.append((each, wanted if asked is None or now - asked >= self._settings.history.settle else []))
         await self._note(rt, spans, due)
         self._looked_at = now
 
@@ -282,6 +285,7 @@ class RepairService:
             )
         finally:
             self._counts.requests += load.requests
+        self._asked[instrument.key] = self._clock()
         still, confirmed = await asyncio.to_thread(minutes_left, rt, instrument, wanted)
         repaired = minutes_of(wanted) - still - confirmed
         self._counts.minutes_repaired += repaired
