@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 
 import polars as pl
 import pytest
+from pydantic import SecretStr
 
 from market_pipeline.bus.losses import LossInterval
-from market_pipeline.errors import StoreUnreachable
+from market_pipeline.errors import StoreUnreachable, VendorAuthError
 from market_pipeline.history import repair_gaps
 from market_pipeline.history.derive import derive_symbol
 from market_pipeline.live.repair import service
@@ -181,3 +183,15 @@ def test_what_is_away_is_waited_for_and_named_and_nothing_is_left_to_derive(
     hours = world.bars(KEY, "1h").filter(pl.col("ts") >= at("08:00:00"))
     assert_bars_equal(hours, fold_independently(true, "1h").filter(pl.col("ts") >= at("08:00:00")), "1h")
     assert "lost" in {cause for _, _, cause, _, _ in live.gaps(["repaired"])}
+
+
+def test_a_key_that_the_vendor_does_not_know_ends_it_at_once(world: World, tmp_path: Path) -> None:
+    live = live_world(world, tmp_path, at("11:00:05"))
+    assert set(asyncio.run(live.service().probe())) == {"clickhouse", "nats", "vendor"}
+    live.stream(at("10:00:00"), at("11:00:00"))
+    wrong = world.settings.vendor.model_copy(update={"api_key": SecretStr("not-the-key")})
+    world.settings = world.settings.model_copy(update={"vendor": wrong})
+    with pytest.raises(VendorAuthError), live.repairing() as repair:
+        repair.until(lambda: repair.service.health().state == "failed")
+    assert "not running" in repair.service.health().problems
+    assert {gap[3:] for gap in live.gaps()} == {(OPEN, 0)}, "what was found is not lost"
