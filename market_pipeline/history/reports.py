@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import date
+from typing import Any
 
 import polars as pl
 
@@ -151,3 +152,62 @@ class ReconcileReport:
         for counts in self.counts.values():
             total.add(counts)
         return total
+
+
+MONITOR_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
+    "symbol": pl.String,
+    "start": pl.Datetime("ms", "UTC"),
+    "end": pl.Datetime("ms", "UTC"),
+    "expected": pl.Int64,
+    "missing": pl.Int64,
+    "gaps": pl.Int64,
+    "open": pl.Int64,
+    "confirmed": pl.Int64,
+    "unwatched": pl.Int64,
+}
+"""One row a symbol: the time looked at; minutes expected, and of these absent; its standing gaps in the ledger, with
+their minutes that repair will ask for and that the vendor is confirmed to lack (minutes with an incomplete bar are
+among both); minutes between stretches that were loaded apart, which nobody has asked for."""
+
+
+@dataclass
+class MonitorReport:
+    """A look at all of history: what is missing, by symbol."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def table(self) -> pl.DataFrame:
+        """Return the rows as MONITOR_SCHEMA, by symbol."""
+        return pl.DataFrame(self.rows, schema=MONITOR_SCHEMA, orient="row").sort("symbol")
+
+
+@dataclass
+class SymbolAggregate:
+    """One symbol's part of an aggregation of ticks; `complete`: of its minutes, those proven to lack no tick."""
+
+    symbol: str
+    ticks: int = 0
+    minutes: int = 0
+    complete: int = 0
+    counts: SeriesCounts = field(default_factory=SeriesCounts)
+
+
+@dataclass
+class AggregateReport:
+    """An aggregation of stored ticks over several symbols."""
+
+    symbols: dict[str, SymbolAggregate] = field(default_factory=dict)
+    derived: DeriveReport = field(default_factory=DeriveReport)
+    seconds: float = 0.0
+
+    @property
+    def table(self) -> pl.DataFrame:
+        """Return a row a symbol: symbol, ticks, minutes, complete, and what became of the minutes."""
+        rows = [
+            (s.symbol, s.ticks, s.minutes, s.complete, s.counts.new, s.counts.restated, s.counts.unchanged)
+            for s in self.symbols.values()
+        ]
+        names = ("ticks", "minutes", "complete", "new", "restated", "unchanged")
+        return pl.DataFrame(rows, schema={"symbol": pl.String, **dict.fromkeys(names, pl.Int64)}, orient="row")

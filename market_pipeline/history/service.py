@@ -7,16 +7,30 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from market_pipeline.errors import HistoryError, RangeNotLoaded
+from market_pipeline.history.aggregate import aggregate_symbol
 from market_pipeline.history.derive import derive_symbol
 from market_pipeline.history.load import load_symbol
+from market_pipeline.history.monitor import monitor_symbol
 from market_pipeline.history.progress import Meter, Progress
 from market_pipeline.history.reconcile import fetch_symbol, judge, live_spans, settled_until
 from market_pipeline.history.repair import repair_symbol
-from market_pipeline.history.reports import DeriveReport, LoadReport, ReconcileReport, RepairReport, SymbolLoad
+from market_pipeline.history.reports import (
+    AggregateReport,
+    DeriveReport,
+    LoadReport,
+    MonitorReport,
+    ReconcileReport,
+    RepairReport,
+    SymbolAggregate,
+    SymbolLoad,
+)
 from market_pipeline.history.runtime import Clock, open_runtime, utc_now
-from market_pipeline.history.wanted import Wanted, minutes_of, resolve
+from market_pipeline.history.wanted import Interval, Wanted, minutes_of, resolve
+from market_pipeline.market.instruments import Instrument
 from market_pipeline.market.timeframes import DERIVED, timeframe
 from market_pipeline.settings import Settings
+from market_pipeline.stores.ticks import TickReader
+from market_pipeline.stores.vendor_requests import merged
 
 Report = Callable[[Progress], None]
 
@@ -111,7 +125,7 @@ def repair_gaps(
     progress: Report | None = None,
     clock: Clock = utc_now,
 ) -> RepairReport:
-    """Repair every open gap of the symbols (default: all) in what was ever asked for.
+    """Repair every open gap of the symbols (default: all): in what was ever asked for, and what the ledger holds.
 
     Raises:
         UnknownSymbol: a symbol is not among the instruments.
@@ -174,6 +188,81 @@ def reconcile_live(
             )
             await judge(rt, live, report)
             report.load.retries = dict(rt.vendor.stats.retries)
+            report.seconds = time.monotonic() - started
+        return report
+
+    return asyncio.run(run())
+
+
+def monitor_gaps(
+    settings: Settings,
+    *,
+    symbols: Sequence[str] | None = None,
+    whole: bool = False,
+    run_id: str,
+    progress: Report | None = None,
+    clock: Clock = utc_now,
+) -> MonitorReport:
+    """Bring the gap ledger of the symbols (default: all) into agreement with their history; ask for nothing.
+
+    `whole`: from the first minute on without a break, though stretches in between were never asked for.
+
+    Raises:
+        UnknownSymbol: a symbol is not among the instruments.
+    """
+
+    async def run() -> MonitorReport:
+        report = MonitorReport()
+        started = time.monotonic()
+        async with open_runtime(settings, run_id=run_id, root_run_id=run_id, vendor=False, clock=clock) as rt:
+            chosen = [rt.instruments.get(s) for s in symbols] if symbols else list(rt.instruments)
+            meter = Meter("monitoring", 0, progress)
+            await _each(
+                [lambda i=i: monitor_symbol(rt, i, report, meter, whole=whole) for i in chosen],  # type: ignore[misc]
+                settings.history.symbols_at_once,
+            )
+            report.seconds = time.monotonic() - started
+        return report
+
+    return asyncio.run(run())
+
+
+def aggregate_ticks(
+    settings: Settings,
+    wanted: Wanted,
+    *,
+    run_id: str,
+    progress: Report | None = None,
+    clock: Clock = utc_now,
+) -> AggregateReport:
+    """Make minutes of the ticks stored for UTC days, as `historical_aggregated`, and derive what they touch.
+
+    Both are verified in the store before it returns. A minute is complete only where that is proven: see `aggregate`.
+
+    Raises:
+        UnknownSymbol, BadRange: the request cannot be.
+        StoreError: the tick store or ClickHouse; the tick store was never started.
+        HistoryError, VerificationFailed: something is not in the store.
+    """
+
+    async def run() -> AggregateReport:
+        report = AggregateReport()
+        started = time.monotonic()
+        async with open_runtime(settings, run_id=run_id, root_run_id=run_id, vendor=False, clock=clock) as rt:
+            todo = resolve(wanted, rt.instruments, clock())
+            meter = Meter("aggregating", sum(minutes_of(spans) for _, spans in todo.values()), progress)
+
+            async def one(reader: TickReader, instrument: Instrument, spans: Sequence[Interval]) -> None:
+                part = report.symbols[instrument.key] = SymbolAggregate(instrument.key)
+                made = merged(await aggregate_symbol(rt, reader, instrument, spans, part, meter))
+                # All of them, changed or not: a run that died before it derived them may have changed them.
+                await derive_symbol(rt, instrument, made, DERIVED, report.derived, Meter("deriving", 0, None))
+
+            with TickReader(settings.postgres) as reader:
+                await _each(
+                    [lambda i=i, s=s: one(reader, i, s) for i, s in todo.values()],  # type: ignore[misc]
+                    settings.history.symbols_at_once,
+                )
             report.seconds = time.monotonic() - started
         return report
 

@@ -17,6 +17,7 @@ from market_pipeline.orchestration.assets.restatements import (
 from market_pipeline.orchestration.assets.ticks import market_ticks, vendor_stream
 from market_pipeline.orchestration.checks.definitions import build_checks
 from market_pipeline.orchestration.dead_letters import build_replay_job
+from market_pipeline.orchestration.gap_monitor import build_monitor_job, daily_gap_monitor
 from market_pipeline.orchestration.jobs import check_bars, load_history, probe_services
 from market_pipeline.orchestration.live.job import build_live_job
 from market_pipeline.orchestration.live.sensor import keep_live_sensor
@@ -26,6 +27,7 @@ from market_pipeline.orchestration.repair import build_repair_job
 from market_pipeline.orchestration.resources import default_resources
 from market_pipeline.orchestration.schedules import build_schedules
 from market_pipeline.orchestration.sensors import freshness_sensor
+from market_pipeline.orchestration.tick_aggregation import build_aggregate_job
 
 
 def build_definitions(instruments: Instruments) -> dg.Definitions:
@@ -50,6 +52,8 @@ def _build(partitions: BarPartitions) -> dg.Definitions:
         jobs=[
             load_history(),
             build_repair_job(partitions),
+            build_monitor_job(),
+            build_aggregate_job(),
             build_live_job(partitions),
             build_reconcile_job(partitions),
             build_replay_job(),
@@ -57,7 +61,12 @@ def _build(partitions: BarPartitions) -> dg.Definitions:
             check_bars(),
             probe_services(),
         ],
-        schedules=[*build_schedules(partitions), reconcile_schedule(partitions), daily_restatements()],
+        schedules=[
+            *build_schedules(partitions),
+            daily_gap_monitor(),
+            reconcile_schedule(partitions),
+            daily_restatements(),
+        ],
         sensors=[freshness_sensor(partitions), keep_live_sensor()],
         resources=default_resources(),
         # steps wait on servers, not on a processor: a process for each would cost seconds and a hundred megabytes

@@ -12,6 +12,7 @@ from market_pipeline.orchestration.resources import BusResource, StoresResource,
 
 LOAD_HISTORY, REPAIR_GAPS, CHECK_BARS, PROBE_SERVICES = "load_history", "repair_gaps", "check_bars", "probe_services"
 RECONCILE_LIVE, REPLAY_DEAD_LETTERS = "reconcile_live", "replay_dead_letters"
+MONITOR_GAPS, AGGREGATE_TICKS = "monitor_gaps", "aggregate_ticks"
 
 CRASH_RETRY = {"dagster/max_retries": "1"}
 """A run whose process died goes on from its checkpoint once; a step that failed has had its retries inside."""

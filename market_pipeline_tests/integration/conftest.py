@@ -13,6 +13,7 @@ from market_pipeline.simulator import server as simulator
 from market_pipeline.simulator.server import SimulatorProcess
 from market_pipeline_tests.integration.world import World, make_settings
 from market_pipeline_tests.servers import NatsProcess
+from market_pipeline_tests.stores.ticks.conftest import make_database, postgres_stack  # noqa: F401
 
 
 @pytest.fixture(scope="session")

@@ -142,17 +142,17 @@ class Live:
         """Return how often the vendor was asked for bars since the last `clear_requests`."""
         return sum("/v2/aggs" in request.path for request in self.world.vendor.requests())
 
+    def service(self) -> RepairService:
+        """Return a repair service of this world that does not run yet."""
+        instruments = list(load_instruments(self.world.settings))
+        return RepairService(
+            self.world.settings, instruments, run_id=f"repair-{secrets.token_hex(3)}", clock=self.clock
+        )
+
     @contextmanager
     def repairing(self) -> Iterator[Repairing]:
         """Run a repair service until the context ends; what ends it before is raised."""
-        one = Repairing(
-            RepairService(
-                self.world.settings,
-                list(load_instruments(self.world.settings)),
-                run_id=f"repair-{secrets.token_hex(3)}",
-                clock=self.clock,
-            )
-        )
+        one = Repairing(self.service())
         one.thread.start()
         try:
             yield one

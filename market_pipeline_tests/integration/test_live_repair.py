@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import polars as pl
+import pytest
+from pydantic import SecretStr
 
 from market_pipeline.bus.losses import LossInterval
+from market_pipeline.errors import StoreUnreachable, VendorAuthError
 from market_pipeline.history import repair_gaps
+from market_pipeline.history.derive import derive_symbol
+from market_pipeline.live.repair import service
 from market_pipeline.market.timeframes import DERIVED, timeframe
 from market_pipeline_tests.integration.repairing import KEY, MINUTE, TICKER, Live, live_world
 from market_pipeline_tests.integration.world import (
@@ -141,7 +148,18 @@ def test_what_the_vendor_lacks_too_is_confirmed_and_nobody_asks_again(world: Wor
     assert_true_until(live, at("11:40:00"))
 
 
-def test_without_the_tick_store_and_while_the_bus_is_away_it_says_so_and_goes_on(world: World, tmp_path: Path) -> None:
+def test_what_is_away_is_waited_for_and_named_and_nothing_is_left_to_derive(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    derivations: list[None] = []
+
+    async def derive(*args: Any) -> None:
+        derivations.append(None)
+        if len(derivations) == 1:
+            raise StoreUnreachable("away just now")
+        await derive_symbol(*args)
+
+    monkeypatch.setattr(service, "derive_symbol", derive)  # between a load and its derivation
     live = live_world(world, tmp_path, at("11:00:05"))
     live.turn(at("11:00:05") + timedelta(seconds=5))
     live.stream(at("08:00:00"), at("11:00:00"), without=[(at("10:10:00"), at("10:12:00"))])
@@ -151,9 +169,10 @@ def test_without_the_tick_store_and_while_the_bus_is_away_it_says_so_and_goes_on
         repair.until(lambda: repair.service.health().state == "waiting")
         assert "NATS" in " ".join(repair.service.health().problems)
         world.nats.start()
-        repair.until(lambda: repair.fact("looks") >= 1)
+        repair.until(lambda: repair.fact("looks") >= 2 and repair.fact("losses_waiting") == 0)
         health = repair.service.health()
-        assert health.state == "running"
+        assert (health.state, health.facts["windows_waiting"]) == ("running", 0)
+        assert len(derivations) == 2
         assert any("tick store" in problem for problem in health.problems)
         assert live.losses() == []
     # nothing was loaded before: the whole look back has been, up to the first live minute
@@ -161,4 +180,18 @@ def test_without_the_tick_store_and_while_the_bus_is_away_it_says_so_and_goes_on
     begin = live.now - live.world.settings.live.look_back
     true = truth(TICKER, DAYS).filter((pl.col("ts") > begin - MINUTE) & (pl.col("ts") < at("11:00:00")))
     assert_bars_equal(minutes, true, "the look back")
+    hours = world.bars(KEY, "1h").filter(pl.col("ts") >= at("08:00:00"))
+    assert_bars_equal(hours, fold_independently(true, "1h").filter(pl.col("ts") >= at("08:00:00")), "1h")
     assert "lost" in {cause for _, _, cause, _, _ in live.gaps(["repaired"])}
+
+
+def test_a_key_that_the_vendor_does_not_know_ends_it_at_once(world: World, tmp_path: Path) -> None:
+    live = live_world(world, tmp_path, at("11:00:05"))
+    assert set(asyncio.run(live.service().probe())) == {"clickhouse", "nats", "vendor"}
+    live.stream(at("10:00:00"), at("11:00:00"))
+    wrong = world.settings.vendor.model_copy(update={"api_key": SecretStr("not-the-key")})
+    world.settings = world.settings.model_copy(update={"vendor": wrong})
+    with pytest.raises(VendorAuthError), live.repairing() as repair:
+        repair.until(lambda: repair.service.health().state == "failed")
+    assert "not running" in repair.service.health().problems
+    assert {gap[3:] for gap in live.gaps()} == {(OPEN, 0)}, "what was found is not lost"

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from market_pipeline.market.bars import TS
-from market_pipeline.market.gaps import GAP_SCHEMA, RUN_SCHEMA, classify, missing_minutes, runs
+from market_pipeline.market.gaps import GAP_SCHEMA, RUN_SCHEMA, classify, lacking_minutes, missing_minutes, runs
 from market_pipeline.market.sessions import calendar
 from market_pipeline_tests.market.frames import START, times, utc
 from market_pipeline_tests.market.real import full, needs_full_data
@@ -96,6 +96,22 @@ def test_causes_and_their_order() -> None:
         (minute(95), minute(100), 5, "pending_settle"),  # whatever the vendor said: it was too early to ask
     ]
     assert gaps.schema == GAP_SCHEMA
+
+
+def test_a_bar_that_is_not_complete_is_pending_unless_its_ticks_were_lost() -> None:
+    present = pl.DataFrame({"ts": times(START, [0, 1, 2, 5]), "complete": [True, False, False, True]})
+    missing, incomplete = lacking_minutes(present, calendar("crypto"), START, START + 6 * MINUTE)
+    assert missing.to_list() == times(START, [3, 4]).to_list()
+    assert incomplete.to_list() == times(START, [1, 2]).to_list()
+    gaps = classify(
+        times(START, [1, 2, 3, 4]),
+        now=START + LONG_AGO,
+        settle=5 * MINUTE,
+        pending=[(START + MINUTE, START + 3 * MINUTE)],
+        lost=[(START + 2 * MINUTE, START + 4 * MINUTE)],
+    )
+    assert gaps["cause"].to_list() == ["pending_settle", "lost", "not_loaded"]
+    assert gaps["minutes"].to_list() == [1, 2, 1]
 
 
 @pytest.mark.parametrize(("seconds", "cause"), [(0, "not_loaded"), (-1, "pending_settle")])

@@ -1,4 +1,6 @@
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
 
 import polars as pl
 import pytest
@@ -6,7 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from market_pipeline.market.bars import TS
+from market_pipeline.market.instruments import parse_instruments
+from market_pipeline.orchestration.checks.evaluate import evaluate_gaps
 from market_pipeline.orchestration.checks.gap_rules import GAP_SCHEMA, judge_gaps, unexplained_runs
+from market_pipeline.settings import HistorySettings
+from market_pipeline_tests.orchestration.conftest import INSTRUMENTS, LEDGER_SCHEMA, StoredBars
 
 START = datetime(2024, 3, 4, 10, tzinfo=UTC)
 THIN = {"EURUSD": 5, "SPY": 15}
@@ -95,3 +101,33 @@ def test_every_missing_minute_is_either_known_or_unexplained(
         for n in range(count)
     }
     assert told == missing - covered
+
+
+@pytest.mark.parametrize(
+    ("first", "attempts", "level", "minutes"),
+    [
+        (40, 1, "warn", {"minutes missing at the vendor, unusual": 6}),  # due is what is older than 10:45:20
+        (40, 0, "pass", {"minutes missing, not explained": 0}),  # live repair is about to ask
+        (30, 0, "error", {"minutes missing, not explained": 6}),  # for these it should have asked
+    ],
+)
+def test_of_a_gap_that_reaches_up_to_the_present_only_what_is_due_counts(
+    first: int, attempts: int, level: str, minutes: dict[str, int]
+) -> None:
+    now, minute = START + timedelta(hours=1, seconds=20), timedelta(minutes=1)
+    rules = HistorySettings(settle=5 * minute, lateness=10 * minute)
+    begin = START + first * minute
+    present = pl.DataFrame({"ts": pl.datetime_range(START, begin, "1m", closed="left", eager=True, time_zone="UTC")})
+    stored = StoredBars(
+        frames={("EURUSD", "1m"): present.cast(TS)},
+        asked_ranges={"EURUSD": [(START, now)]},
+        ledger=pl.DataFrame(
+            [("EURUSD", begin, now, 60 - first, "pending_settle", "open", attempts, 1)],
+            schema=LEDGER_SCHEMA,
+            orient="row",
+        ),
+    )
+    stores: Any = SimpleNamespace(bars=stored, gaps=stored, requests=stored)
+    verdict = evaluate_gaps(stores, parse_instruments(INSTRUMENTS, "test"), rules, now, None)
+    assert verdict.level == level, verdict
+    assert verdict.numbers.items() >= minutes.items()

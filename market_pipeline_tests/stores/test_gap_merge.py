@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime, timedelta
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -112,6 +113,20 @@ def test_a_better_cause_replaces_a_worse_one() -> None:
     assert look(0, 100, [(10, 20)], [gap(10, 20, cause="pending_settle")]).write == [gap(10, 20)]
     confirmed = [gap(10, 20, cause="vendor_missing", state=CONFIRMED, attempts=2)]
     assert look(0, 100, [(10, 20)], confirmed, cause="lost") == Changes()
+
+
+def test_runs_bring_their_causes_and_lost_stays_lost() -> None:
+    seen = Look(at(0), at(100), NOW)
+    runs = [(at(5), at(12)), (at(12), at(14)), (at(30), at(40))]
+    old = [gap(10, 13, cause="lost", attempts=1), gap(30, 35, cause="pending_settle")]
+    changes = reconcile("EURUSD", old, runs, seen, ["not_loaded", "pending_settle", "pending_settle"])
+    assert [(g.start, g.end, g.cause, g.attempts) for g in changes.write] == [
+        (at(5), at(10), "not_loaded", 0),
+        (at(13), at(14), "pending_settle", 0),
+        (at(30), at(40), "pending_settle", 0),
+    ]
+    with pytest.raises(ValueError):
+        reconcile("EURUSD", [], runs, seen, ["lost"])
 
 
 def test_a_confirmed_minute_that_comes_after_all_is_repaired() -> None:

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import date, datetime, timedelta
 
 import polars as pl
 
 from market_pipeline.bus.losses import LossInterval
 from market_pipeline.history.coverage import due_until
 from market_pipeline.history.runtime import Runtime
+from market_pipeline.history.wanted import midnight
 from market_pipeline.live.repair.losses import whole
 from market_pipeline.market.gaps import classify, lacking_minutes, runs
 from market_pipeline.market.instruments import Instrument
 from market_pipeline.market.sessions import calendar
 from market_pipeline.stores.gap_merge import OPEN
 from market_pipeline.stores.vendor_requests import Interval
+
+BEFORE = timedelta(days=35)
+"""How far before the look back the end of history is looked for: what is older the daily monitor finds."""
+
+
+def end_of_history(rt: Runtime, instrument: Instrument, before: datetime) -> datetime:
+    """Return the day of the last complete minute before a moment, or the moment: there the seam begins."""
+    days = rt.facts.counts_by_day(instrument.key, "1m", before - BEFORE, before)
+    last = days.filter(pl.col("complete_rows") > 0)["date"].max()
+    return midnight(last) if isinstance(last, date) else before
 
 
 def search(

@@ -30,7 +30,7 @@ from market_pipeline.history.reports import DeriveReport, SymbolLoad
 from market_pipeline.history.runtime import Clock, Runtime, open_runtime, utc_now
 from market_pipeline.history.wanted import midnight, minutes_of
 from market_pipeline.live.repair.losses import KnownLosses, lost_minutes
-from market_pipeline.live.repair.search import search, settled
+from market_pipeline.live.repair.search import end_of_history, search, settled
 from market_pipeline.live.service import Fact, ServiceHealth
 from market_pipeline.market.bars import LIVE_GAP_FILLED
 from market_pipeline.market.instruments import Instrument
@@ -59,11 +59,11 @@ class _Counts:
 class RepairService:
     """Find minutes that live time lacks, ask the vendor for them, and derive again what they touch.
 
-    A look covers the last `live.look_back`, and what is older and still open since. What lacks a complete bar goes to
-    the gap ledger at once, the seam between history and live at the first look, and is asked for when settle and
-    lateness have passed, until it comes or the vendor is confirmed not to have it. Bars have the source
-    `live_gap_filled`. While the vendor, NATS or ClickHouse is away it waits, and says so; without the tick store it
-    goes on with the losses that the collector recorded.
+    A look covers the last `live.look_back`, and what is older and still open; the first begins where history ends. What
+    lacks a complete bar goes to the gap ledger at once, the seam between history and live time at the first look, and
+    is asked for when settle and lateness have passed, until it comes or the vendor is confirmed not to have it. Bars
+    have the source `live_gap_filled`. While the vendor, NATS or ClickHouse is away it waits, and says so; without the
+    tick store it goes on with the losses that the collector recorded.
     """
 
     def __init__(
@@ -82,6 +82,7 @@ class RepairService:
         self._away = ""
         self._failing: dict[str, str] = {}
         self._since: dict[str, datetime] = {}
+        self._asked: dict[str, datetime] = {}
         self._underived: dict[str, list[Interval]] = {}
         self._counts = _Counts()
         self._open = pl.DataFrame()
@@ -177,6 +178,10 @@ class RepairService:
         now = self._clock()
         due = due_until(now, self._settings.history)
         keys = [each.key for each in self._instruments]
+        if self._looked_at is None:
+            back = now - self._settings.live.look_back
+            for each in self._instruments:
+                self._since[each.key] = await asyncio.to_thread(end_of_history, rt, each, back)
         recorded = await self._losses.in_bucket(rt.bus, keys)
         self._lost = len(recorded)
         spans = {
@@ -192,7 +197,9 @@ class RepairService:
             if self._looked_at is None and spans[each.key][0] < due:
                 # A crash between a repair and its derivation leaves no trace: all it may have touched is derived again.
                 self._underived.setdefault(each.key, [(spans[each.key][0], due)])
-            todo.append((each, wanted))
+            # A thin market lacks a minute every few minutes: they are asked for together, at most once a settle.
+            asked = self._asked.get(each.key)
+            todo.append((each, wanted if asked is None or now - asked >= self._settings.history.settle else []))
         await self._note(rt, spans, due)
         self._looked_at = now
 
@@ -278,6 +285,7 @@ class RepairService:
             )
         finally:
             self._counts.requests += load.requests
+        self._asked[instrument.key] = self._clock()
         still, confirmed = await asyncio.to_thread(minutes_left, rt, instrument, wanted)
         repaired = minutes_of(wanted) - still - confirmed
         self._counts.minutes_repaired += repaired

@@ -15,7 +15,7 @@ from market_pipeline.market.sessions import calendar
 from market_pipeline.market.timeframes import TIMEFRAMES, ceil, floor
 from market_pipeline.orchestration.checks.agreement_rules import differences, judge_agreement
 from market_pipeline.orchestration.checks.freshness_rules import judge_freshness
-from market_pipeline.orchestration.checks.gap_rules import GAP_SCHEMA, judge_gaps, unexplained_runs
+from market_pipeline.orchestration.checks.gap_rules import GAP_SCHEMA, OPEN, judge_gaps, unexplained_runs
 from market_pipeline.orchestration.checks.live_rules import judge_live
 from market_pipeline.orchestration.checks.sanity_rules import judge_sanity
 from market_pipeline.orchestration.checks.scope import Scope, chunks, clipped, midnight, to_scope
@@ -44,11 +44,11 @@ def evaluate_gaps(
     standing = stores.gaps.table(instruments.keys).rename({"start_ts": "start", "end_ts": "end"})
     # What live repair found reaches up to the present: the part of it that is due counts.
     until = ceil(due, "1m")
-    known = standing.filter(pl.col("start") < until).with_columns(
-        end=pl.min_horizontal("end", pl.lit(until)),
-        minutes=(pl.min_horizontal("end", pl.lit(until)) - pl.col("start")).dt.total_minutes(),
-    )
-    found = [known.select(list(GAP_SCHEMA)).cast(GAP_SCHEMA)]
+    known = _ending(standing, pl.lit(until))
+    # What live repair has found is asked for a little later: until then it is neither explained nor a fault.
+    unasked = (pl.col("state") == OPEN) & (pl.col("attempts") == 0)
+    counted = _ending(known, pl.when(unasked).then(pl.lit(until - settings.lateness)).otherwise(pl.lit(until)))
+    found = [counted.select(list(GAP_SCHEMA)).cast(GAP_SCHEMA)]
     for symbol, intervals in scope.items():
         market = calendar(instruments.get(symbol).calendar)
         ledger = known.filter(pl.col("symbol") == symbol)
@@ -129,6 +129,12 @@ def asked_ranges(stores: Stores, instruments: Instruments, settings: HistorySett
         i.key: stores.requests.asked(i.key, midnight(i.history_start), now, settle=settings.settle) for i in instruments
     }
     return {symbol: list(intervals) for symbol, intervals in asked.items() if intervals}
+
+
+def _ending(gaps: pl.DataFrame, until: pl.Expr) -> pl.DataFrame:
+    """Return the parts of the gaps (start, end, minutes) that lie before a time; gaps without one are left out."""
+    cut = gaps.with_columns(end=pl.min_horizontal("end", until)).filter(pl.col("start") < pl.col("end"))
+    return cut.with_columns(minutes=(pl.col("end") - pl.col("start")).dt.total_minutes())
 
 
 def partition_of(instruments: Instruments) -> Mapping[str, str]:

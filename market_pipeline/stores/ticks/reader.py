@@ -37,6 +37,15 @@ _CSV_SCHEMA = pl.Schema(
         "n": pl.UInt32(),
     }
 )
+SESSION_SPANS_SCHEMA = pl.Schema(
+    {
+        "collector_id": pl.String(),
+        "session_id": pl.String(),
+        "epoch": pl.Int64(),
+        "first_ts": pl.Datetime("ms", "UTC"),
+        "last_ts": pl.Datetime("ms", "UTC"),
+    }
+)
 _COUNTS_SCHEMA = pl.Schema({"ts": pl.Datetime("ms", "UTC"), "quotes": pl.UInt32(), "trades": pl.UInt32()})
 
 
@@ -97,6 +106,15 @@ class TickReader:
         """Return the recorded losses that touch the range, by start: LOSSES_SCHEMA."""
         values = {"symbol": symbol, "start": start, "end": end}
         return pl.DataFrame(self._rows("losses", values), schema=LOSSES_SCHEMA, orient="row")
+
+    def session_spans(self, symbol: str, start: datetime, end: datetime) -> pl.DataFrame:
+        """Return from when to when each session is seen in the batches that end in the range: SESSION_SPANS_SCHEMA.
+
+        Between its first and its last tick a session of a collector was one connection, so that what it sent in
+        between and was not stored is among the losses.
+        """
+        values = {"symbol": symbol, "start": start, "end": end}
+        return pl.DataFrame(self._rows("session_spans", values), schema=SESSION_SPANS_SCHEMA, orient="row")
 
     def _rows(self, statement: str, values: dict[str, Any]) -> list[tuple[Any, ...]]:
         with self._session() as connection:
