@@ -95,22 +95,26 @@ class Salvage(Generic[Item]):
             return list(items)
         except (StoreQueryError, UnreadableBatch) as error:
             if len(items) == 1:
-                return await self._alone(items[0], refused)
+                return await self._alone(items[0], error, refused)
             log.debug("bridge_insert_refused", batches=len(items), error=str(error))
             if isinstance(error, StoreQueryError) and not refused and self._proven is not None:
                 await self._insert([self._proven])  # refused too: it is the store
         middle = len(items) // 2
         return await self._divide(items[:middle], refused) + await self._divide(items[middle:], refused)
 
-    async def _alone(self, item: Item, refused: list[tuple[Item, StoreQueryError]]) -> list[Item]:
+    async def _alone(
+        self, item: Item, error: StoreQueryError | UnreadableBatch, refused: list[tuple[Item, StoreQueryError]]
+    ) -> list[Item]:
         """Try once more with the rows that change something; the decoder rejects what is no batch."""
         one = await self._decode(item)
-        try:
-            await self._insert([one])
-        except StoreQueryError as error:
-            refused.append((one, error))
-            return []
-        return [one]
+        if one is not item or isinstance(error, UnreadableBatch):
+            try:
+                await self._insert([one])
+                return [one]
+            except StoreQueryError as second:
+                error = second
+        refused.append((one, error))
+        return []
 
     async def _takes_the_proven(self) -> bool:
         """Insert what was taken last once more, which changes nothing: does the store still take it?
