@@ -30,7 +30,7 @@ from market_pipeline_tests.bus.bars import bars
 from market_pipeline_tests.integration.world import World
 
 GOOD = int(os.environ.get("MARKET_PIPELINE_TEST_MESSAGES", "900"))
-FULL = GOOD >= 100_000
+FULL = GOOD >= 10_000
 REFUSED_VOLUME = 666.0
 """What the store is made to refuse, as if by a rule of its own."""
 KINDS = (

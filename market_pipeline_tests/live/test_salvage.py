@@ -89,6 +89,18 @@ async def test_before_anything_was_taken_nothing_is_counted() -> None:
         assert [refusal.count for _, refusal in refused] == [0, 0]
 
 
+async def test_a_proof_that_the_store_does_not_take_any_more_is_not_believed_for_ever() -> None:
+    store = Store(set())
+    saved = store.salvage()
+    await saved.insert([1])
+    store.poison = {1, 2}  # its rules have changed
+    for _ in range(salvage.DOUBT_AFTER):
+        with pytest.raises(StoreQueryError):
+            await saved.insert([2, 3])
+    kept, [(item, refusal)] = await saved.insert([2, 3])
+    assert (kept, item, refusal.count) == ([3], 2, 1)
+
+
 async def test_what_was_given_up_or_stored_is_forgotten_and_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(salvage, "MOST_KNOWN", 3)
     store = Store({1, 2, 3, 4, 5})
