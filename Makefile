@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TESTS ?= market_pipeline_tests
 
-.PHONY: help setup demo test bench bench-live lint format down screenshots clean
+.PHONY: help setup demo test poison bench bench-live lint format down screenshots clean
 
 help:            ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
@@ -27,6 +27,9 @@ demo: $(STAMP)   ## start the local stack, load 30 days of 4 symbols, show what 
 
 test: $(STAMP)   ## run the whole test suite
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
+
+poison: $(STAMP) ## send 1,000 messages of poison among 100,000 good ones through the bridge
+	@MARKET_PIPELINE_TEST_MESSAGES=100000 $(BIN)/python -m pytest -s -k poison market_pipeline_tests/integration/test_dead_letters.py
 
 bench: $(STAMP)  ## time the road of a bar against a bare script that does the same work
 	@$(BIN)/python -m market_pipeline_tests.benchmarks

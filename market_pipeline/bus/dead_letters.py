@@ -45,6 +45,7 @@ PUBLISH_TIMEOUT_S = 5.0
 FETCH, FETCH_BYTES, FETCH_WAIT_S = 256, 32 * 1024 * 1024, 5.0
 READER_LIFE_S = 60.0
 """A reader that died is forgotten by the server after so long."""
+NO_MESSAGE = frozenset({10037, 10043, 10057})
 _ERRORS = (APIError, JetStreamError, nats.errors.Error, TimeoutError)
 
 
@@ -227,7 +228,7 @@ async def drop_dead_letter(js: JetStreamContext, seq: int) -> bool:
     try:
         return await js.delete_msg(DEAD_LETTERS, seq)
     except APIError as error:
-        if error.code in (400, 404):
+        if error.err_code in NO_MESSAGE:
             return False
         raise bus_error(error, DEAD_LETTERS) from error
     except _ERRORS as error:

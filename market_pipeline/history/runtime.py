@@ -101,7 +101,7 @@ async def open_runtime(
 
         bars, ingest = BarStore(client), IngestLedger(client)
         consumer = await stack.enter_async_context(bus.consumer(HISTORY))
-        bridge = BridgeWorker(consumer, bars, ingest, bus)
+        bridge = BridgeWorker(consumer, bars, ingest, bus, symbols=frozenset(instruments.keys))
         stop = asyncio.Event()
         worker = asyncio.create_task(bridge.run(stop))
         stack.push_async_callback(_stop, worker, stop)

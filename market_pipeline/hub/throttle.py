@@ -138,7 +138,7 @@ class ThrottleService:
 
 def _reason(lags: Mapping[str, float]) -> str:
     stream = max(lags, key=lags.__getitem__)
-    return f"the oldest message of {stream} waits for the bridge since {lags[stream]:.0f} s"
+    return f"the oldest message of {stream} waits for the bridge since {lags[stream]:.1f} s"
 
 
 async def _pause(stop: asyncio.Event, seconds: float) -> None:

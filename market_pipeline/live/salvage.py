@@ -24,6 +24,10 @@ MOST_KNOWN = 4096
 """Batches under suspicion at once, several times what a consumer may hold; the oldest is forgotten beyond it."""
 
 
+DOUBT_AFTER = 30
+"""Refusals in a row after which what proved the store proves nothing any more."""
+
+
 @dataclass(slots=True)
 class Refusal:
     """The refusals of one batch that counted: how many, and what the store said first and last."""
@@ -55,6 +59,7 @@ class Salvage(Generic[Item]):
         self._insert, self._place, self._decode, self._writes = insert, place, decode, writes
         self._known: OrderedDict[int, Refusal] = OrderedDict()
         self._proven: Item | None = None
+        self._proven_refused = 0
 
     async def insert(self, items: Sequence[Item]) -> tuple[list[Item], list[tuple[Item, Refusal]]]:
         """Insert all items that the store takes; return them, and the refused ones with their refusals so far.
@@ -95,31 +100,46 @@ class Salvage(Generic[Item]):
             return list(items)
         except (StoreQueryError, UnreadableBatch) as error:
             if len(items) == 1:
-                return await self._alone(items[0], refused)
+                return await self._alone(items[0], error, refused)
             log.debug("bridge_insert_refused", batches=len(items), error=str(error))
-            if isinstance(error, StoreQueryError) and not refused and self._proven is not None:
-                await self._insert([self._proven])  # refused too: it is the store
+            if isinstance(error, StoreQueryError) and not refused:
+                await self._takes_the_proven()
         middle = len(items) // 2
         return await self._divide(items[:middle], refused) + await self._divide(items[middle:], refused)
 
-    async def _alone(self, item: Item, refused: list[tuple[Item, StoreQueryError]]) -> list[Item]:
+    async def _alone(
+        self, item: Item, error: StoreQueryError | UnreadableBatch, refused: list[tuple[Item, StoreQueryError]]
+    ) -> list[Item]:
         """Try once more with the rows that change something; the decoder rejects what is no batch."""
         one = await self._decode(item)
-        try:
-            await self._insert([one])
-        except StoreQueryError as error:
-            refused.append((one, error))
-            return []
-        return [one]
+        if one is not item or isinstance(error, UnreadableBatch):
+            try:
+                await self._insert([one])
+                return [one]
+            except StoreQueryError as second:
+                error = second
+        refused.append((one, error))
+        return []
 
     async def _takes_the_proven(self) -> bool:
         """Insert what was taken last once more, which changes nothing: does the store still take it?
 
-        Where nothing was ever taken the store may refuse everything.
+        Where nothing was ever taken the store may refuse everything. A proof that is refused again and again is given
+        up, since the store's rules may have changed for it alone: what is taken next is the new one.
+
+        Raises:
+            StoreQueryError: it does not.
         """
         if self._proven is None:
             return False
-        await self._insert([self._proven])
+        try:
+            await self._insert([self._proven])
+        except StoreQueryError:
+            self._proven_refused += 1
+            if self._proven_refused >= DOUBT_AFTER:
+                self._proven, self._proven_refused = None, 0
+            raise
+        self._proven_refused = 0
         return True
 
     def _note(self, place: int, error: str, others_pass: bool) -> Refusal:

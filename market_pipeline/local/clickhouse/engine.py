@@ -27,12 +27,12 @@ from market_pipeline.local.clickhouse.sql import Settings  # noqa: E402
 
 _chdb: Any = chdb._chdb  # a compiled module without types
 _IDLE_HANDLES = 64
-_ERROR_OF_THIS_QUERY = """
-    SELECT code, replaceAll(last_error_message, '\\n', ' ')
+_ERRORS_SO_FAR = "SELECT code, value FROM system.errors WHERE NOT remote"
+_ERRORS_NOW = """
+    SELECT code, value, query_id = queryID(), replaceAll(last_error_message, '\\n', ' ')
     FROM system.errors
-    WHERE query_id = queryID() AND NOT remote
-    ORDER BY last_error_time DESC
-    LIMIT 1
+    WHERE NOT remote
+    ORDER BY query_id = queryID() DESC, last_error_time DESC
 """
 
 
@@ -109,18 +109,31 @@ class Handle:
     def insert(self, statement: str, data_format: str) -> InsertStream:
         """Start an INSERT whose data come piece by piece; the statement ends before FORMAT."""
         with _clickhouse_errors():
-            return InsertStream(self, self._chdb, self._chdb.send_insert(statement, data_format))
+            before = self.errors()
+            return InsertStream(self, self._chdb, self._chdb.send_insert(statement, data_format), before)
 
-    def raise_last_error(self) -> None:
+    def errors(self) -> dict[str, int]:
+        """Return how often each error has been met since the engine began, by its code."""
+        return {code: int(value) for code, value in self._lines(_ERRORS_SO_FAR)}
+
+    def raise_error_since(self, before: Mapping[str, int]) -> None:
         """Raise the error that the statement before this call met without telling.
 
         chDB takes an INSERT's last piece and answers that it wrote every row also where writing them failed (a
-        constraint, an expression that throws, a full disk): only the engine's own table of errors knows. The id of the
-        query stays the INSERT's until another one begins on this handle.
+        constraint, an expression that throws, a full disk): only the engine's own table of errors knows. It keeps of
+        each error the last query (whose id stays this handle's until another begins on it) and the number of times.
+        Where others met the same error since `before`, and the last was not this one, it is raised as well: an INSERT
+        that is sent again does less harm than one that is lost.
         """
-        code, _, text = self.value(_ERROR_OF_THIS_QUERY).partition("\t")
-        if code:
-            raise ClickHouseError(text, int(code))
+        for code, value, mine, message in self._lines(_ERRORS_NOW):
+            times = int(value) - before.get(code, 0)
+            if times and mine == "1":
+                raise ClickHouseError(message, int(code))
+            if times > 1:
+                raise ClickHouseError(f"{message} (of this INSERT or of others at the same time)", int(code))
+
+    def _lines(self, sql: str) -> list[list[str]]:
+        return [line.split("\t") for line in self.query(sql, "TSVRaw").bytes().decode(errors="replace").splitlines()]
 
     def check(self, sql: bytes) -> None:
         """Refuse several statements in one, and those that end or stop the process.
@@ -167,8 +180,9 @@ class Stream:
 class InsertStream:
     """An INSERT that takes its data in pieces."""
 
-    def __init__(self, handle: Handle, connection: Any, result: Any) -> None:
+    def __init__(self, handle: Handle, connection: Any, result: Any, errors_before: Mapping[str, int]) -> None:
         self._handle, self._chdb, self._result = handle, connection, result
+        self._errors_before = errors_before
 
     def append(self, data: bytes) -> None:
         """Give the engine the next piece; pieces may end anywhere."""
@@ -179,7 +193,7 @@ class InsertStream:
         """Store what came and return what was written; raise ClickHouseError where that failed."""
         with _clickhouse_errors():
             result: Result = self._chdb.insert_done(self._result)
-        self._handle.raise_last_error()
+        self._handle.raise_error_since(self._errors_before)
         return result
 
     def cancel(self) -> None:

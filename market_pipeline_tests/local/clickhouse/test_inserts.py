@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -118,6 +119,23 @@ def test_rows_that_cannot_be_written_are_never_answered_with_ok(
         client.command(f"INSERT INTO {table} SELECT 2, 'x'")
     client.insert(table, [[3, "x"]], column_names=["a", "s"])
     assert client.query(f"SELECT count() FROM {table}").result_rows == [(2,)]
+
+
+def test_of_many_that_fail_at_the_same_time_none_is_answered_with_ok(
+    client: Any, http: httpx.Client, table: str
+) -> None:
+    """The engine remembers only the last query of each error."""
+    client.command(f"ALTER TABLE {table} ADD CONSTRAINT odd CHECK a != 2")
+
+    def post(number: int) -> int:
+        data = b"2\tx\n" if number % 4 else b"1\tx\n"
+        return http.post("/", params={"query": f"INSERT INTO {table} FORMAT TSV"}, content=data).status_code
+
+    with ThreadPoolExecutor(8) as pool:
+        statuses = list(pool.map(post, range(200)))
+    assert all(status == 500 for number, status in enumerate(statuses) if number % 4)
+    stored = client.query(f"SELECT count() FROM {table}").result_rows[0][0]
+    assert statuses.count(200) <= stored == 50, "one that landed may be said to have failed, never the reverse"
 
 
 def test_rows_for_input_are_never_dropped_in_silence(http: httpx.Client, table: str) -> None:
