@@ -203,9 +203,7 @@ class Breaker:
 class Breakers:
     """Keep the breakers of one service or run by name, for its health."""
 
-    def __init__(
-        self, settings: BreakerSettings | None = None, *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, settings: BreakerSettings | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._settings = settings or BreakerSettings()
         self._clock = clock
         self._breakers: dict[str, Breaker] = {}
