@@ -34,6 +34,9 @@ log = structlog.get_logger(__name__)
 RETRY_FOR_S = 2.0
 ACK_TIMEOUT_S = 2.0
 SETTLE_POLL_S = 0.1
+# With so few records left on disk a publication waits for them, for so long, instead of going behind them.
+HANDOVER = 256
+HANDOVER_S = 1.0
 
 Rewrite = Callable[[str, Mapping[str, str]], Mapping[str, str]]
 
@@ -137,7 +140,7 @@ class SpoolingPublisher:
             SpoolError: NATS is away and the disk fails.
         """
         headers = {"Nats-Msg-Id": secrets.token_hex(16), **headers}
-        if not self.spool.holds(subject):
+        if await self._may_send(subject):
             try:
                 with self.breaker.attempt():
                     return await self._publisher.publish_message(subject, payload, headers)
@@ -188,6 +191,17 @@ class SpoolingPublisher:
             await asyncio.gather(self._draining, return_exceptions=True)
             self._draining = None
         await self.spool.close()
+
+    async def _may_send(self, subject: str) -> bool:
+        """Say whether nothing of the subject is on disk; when little is and NATS answers, wait for that.
+
+        Otherwise a producer that is quicker than a turn of the drain would go through the disk for ever.
+        """
+        if not self.spool.holds(subject):
+            return True
+        if self.breaker.state != "closed" or self.spool.waiting > HANDOVER or not self._nc.is_connected:
+            return False
+        return await self.spool.wait_free(subject, HANDOVER_S)
 
     async def _drain_one(self, subject: str, payload: bytes, headers: Mapping[str, str]) -> PubAck:
         if self._rewrite is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -18,6 +19,8 @@ from market_pipeline.errors import SpoolError, SpoolFull
 from market_pipeline.settings import SpoolSettings
 
 log = structlog.get_logger(__name__)
+
+POLL_S = 0.005
 
 OnGivenUp = Callable[[Sequence[SpoolRecord]], None]
 
@@ -67,6 +70,15 @@ class Spool:
     def holds(self, subject: str) -> bool:
         """Whether something of this subject waits, so that what comes now has to go behind it."""
         return self._pending[subject] > 0
+
+    async def wait_free(self, subject: str, seconds: float) -> bool:
+        """Wait until nothing of a subject is left; False if something is after so long."""
+        until = time.monotonic() + seconds
+        while self.holds(subject):
+            if time.monotonic() >= until:
+                return False
+            await asyncio.sleep(POLL_S)
+        return True
 
     async def append(self, record: SpoolRecord) -> None:
         """Return once the record is on disk.
