@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +37,6 @@ SETTLE_POLL_S = 0.1
 # With so few records left on disk a publication waits for them, for so long, instead of going behind them.
 HANDOVER = 256
 HANDOVER_S = 1.0
-
-Rewrite = Callable[[str, Mapping[str, str]], Mapping[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,22 +71,19 @@ class SpoolingPublisher:
         *,
         publisher: Publisher | None = None,
         on_given_up: OnGivenUp | None = None,
-        rewrite: Rewrite | None = None,
     ) -> None:
         """Prepare; call `start` to adopt and drain what others left, `close` at the end.
 
         Args:
             name: shown to those who look at the spool.
             publisher: default: one that gives up after about 2 s without an answer.
-            on_given_up: told of the oldest records when they are forgotten to make room (`spool.full = "oldest"`);
-                without it a full spool always refuses.
-            rewrite: changes the headers of a spooled record (subject, headers) when it is drained at last.
+            on_given_up: told of the oldest records when they are given up to make room (`spool.full = "oldest"`), and
+                returns what is published in their place; without it a full spool always refuses.
         """
         self._nc = bus.nc
         self._publisher = publisher or Publisher(bus.nc, bus.js, retry_for_s=RETRY_FOR_S, ack_timeout_s=ACK_TIMEOUT_S)
         self.breaker = Breaker("publish", settings.breaker, answers=(StreamFull,))
         self.spool = Spool(spool_root(settings), name, settings.spool, on_given_up)
-        self._rewrite = rewrite
         self._drain = Drain(self.spool, self._drain_one, lambda: bool(bus.nc.is_connected), self.breaker.try_now)
         self._draining: asyncio.Task[None] | None = None
 
@@ -204,8 +199,6 @@ class SpoolingPublisher:
         return await self.spool.wait_free(subject, HANDOVER_S)
 
     async def _drain_one(self, subject: str, payload: bytes, headers: Mapping[str, str]) -> PubAck:
-        if self._rewrite is not None:
-            headers = self._rewrite(subject, headers)
         with self.breaker.attempt():
             return await self._publisher.publish_message(subject, payload, headers)
 

@@ -222,9 +222,9 @@ class Tracker:
         if not await self._publisher.wait_drained(max(0.0, self._spool_until - time.monotonic())):
             waiting = self._publisher.waiting
             raise StillSpooled(
-                f"{subject}: NATS was away for {self._spool_wait_s:g} s; {waiting} batches of this run wait in the spool "
-                f"{self._publisher.spool.writer.folder}, and are published by the next run or bridge: start NATS, then "
-                "run this again",
+                f"{subject}: NATS was away for {self._spool_wait_s:g} s; {waiting} batches of this run wait in the "
+                f"spool {self._publisher.spool.writer.folder}, and are published by the next run or bridge: start "
+                "NATS, then run this again",
                 batches=waiting,
             )
         self._spool_until = 0.0

@@ -25,6 +25,8 @@ LOCK, OWNER = "lock", "owner.json"
 WRITING, READY, DRAINING, GIVING_UP, BAD = "writing", "ready", "draining", "giving_up", "bad"
 STATES = (WRITING, READY, DRAINING, GIVING_UP)
 SUFFIX = ".seg"
+LOST = ".lost"
+"""Before the suffix: the segment stands for one that was given up, and says what was in it."""
 
 
 class Owner(msgspec.Struct, frozen=True):

@@ -22,7 +22,8 @@ log = structlog.get_logger(__name__)
 
 POLL_S = 0.005
 
-OnGivenUp = Callable[[Sequence[SpoolRecord]], None]
+OnGivenUp = Callable[[Sequence[SpoolRecord]], Sequence[SpoolRecord]]
+"""Takes the records that are given up, and returns those that tell of it: they are published in their place."""
 
 
 @dataclass(slots=True)
@@ -39,8 +40,8 @@ class SpoolCounters:
 class Spool:
     """Keep what cannot be published; for the tasks of one event loop.
 
-    With `on_given_up` and the setting `full = "oldest"`, a full spool forgets its own oldest segments, and tells what
-    was in them BEFORE they are gone for good; else it refuses.
+    With `on_given_up` and the setting `full = "oldest"`, a full spool gives up its own oldest segments, and keeps in
+    their place the records that tell of the loss; else it refuses.
     """
 
     def __init__(self, root: Path, name: str, settings: SpoolSettings, on_given_up: OnGivenUp | None = None) -> None:
@@ -159,10 +160,15 @@ class Spool:
                 oldest = await asyncio.to_thread(self.writer.next_to_give_up)
                 if oldest is None:
                     raise  # others fill it
-                folder, segment = oldest
+                _, segment = oldest
                 lost = (await asyncio.to_thread(read_segment, segment)).records
-                self._on_given_up(lost)
-                await asyncio.to_thread(folder.remove, segment)
+                told = self._on_given_up(lost)
+                self._pending.update(record.subject for record in told)
+                try:
+                    await asyncio.to_thread(self.writer.replace, segment, told)
+                except SpoolError:
+                    self._forget(told)
+                    raise
                 self.counters.given_up += len(lost)
                 self._forget(lost)
                 log.error("spool_gave_up_oldest", folder=str(self.root), records=len(lost))

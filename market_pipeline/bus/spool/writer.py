@@ -12,7 +12,7 @@ from pathlib import Path
 import structlog
 
 from market_pipeline.bus.spool.disk import fsync_folder, require_room, spool_error, write_all
-from market_pipeline.bus.spool.folder import DRAINING, GIVING_UP, READY, SpoolFolder
+from market_pipeline.bus.spool.folder import DRAINING, GIVING_UP, LOST, READY, SUFFIX, SpoolFolder
 from market_pipeline.bus.spool.record import SALT_BYTES, SEGMENT_HEAD, SpoolRecord, encode_record, segment_head
 from market_pipeline.settings import SpoolSettings
 
@@ -75,6 +75,27 @@ class SegmentWriter:
         """Take the oldest segment that nobody drains, to give it up; None when there is none."""
         return self._take(GIVING_UP)
 
+    def replace(self, segment: Path, records: Sequence[SpoolRecord]) -> None:
+        """Forget a segment, once the records that tell of its loss are on disk in its place."""
+        with self._lock:
+            if self._folder is None:
+                return
+            salt = secrets.token_bytes(SALT_BYTES)
+            data = segment_head(salt) + b"".join(encode_record(record, salt) for record in records)
+            try:
+                if records:
+                    told = segment.with_name(f"{segment.stem}{LOST}{SUFFIX}")
+                    fd = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+                    try:
+                        write_all(fd, data)
+                        os.fsync(fd)
+                    finally:
+                        os.close(fd)
+                    self._folder.move(told, READY)
+            except OSError as error:
+                raise spool_error(error, self._root) from error
+            self._folder.remove(segment)
+
     def close(self) -> None:
         """End the segment and give the folder up: to whoever adopts it, if anything is in it."""
         with self._lock:
@@ -90,7 +111,7 @@ class SegmentWriter:
             if self._folder is None:
                 return None
             for segment in self._folder.segments():
-                if segment.parent.name in other:
+                if segment.parent.name in other or (state == GIVING_UP and segment.stem.endswith(LOST)):
                     continue
                 if segment == self._path:
                     self._seal()

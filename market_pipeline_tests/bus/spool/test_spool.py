@@ -255,26 +255,38 @@ async def test_a_write_that_fails_costs_only_what_was_never_acknowledged(
     await spool.close()
 
 
-async def test_the_oldest_goes_where_the_newest_counts_more_and_is_told_first(tmp_path: Path) -> None:
-    told: list[int] = []
+async def test_the_oldest_goes_where_the_newest_counts_more_and_its_loss_is_told_in_its_place(tmp_path: Path) -> None:
+    lost: list[int] = []
 
-    def on_given_up(lost: Sequence[SpoolRecord]) -> None:
-        assert held(the_folder(tmp_path))[: len(lost)] == [int(each.headers["N"]) for each in lost], "not gone yet"
-        told.extend(int(each.headers["N"]) for each in lost)
+    def on_given_up(records: Sequence[SpoolRecord]) -> list[SpoolRecord]:
+        numbers = [int(each.headers["N"]) for each in records]
+        assert set(numbers) <= set(held(the_folder(tmp_path))), "not gone yet"
+        lost.extend(numbers)
+        return [record(-1 - len(lost), size=10)]
 
     settings = SpoolSettings(max_bytes=MB, segment_bytes=64 * 1024, min_free_bytes=0, full="oldest")
     spool = Spool(tmp_path, "ticks", settings, on_given_up)
     for number in range(300):
         await spool.append(record(number, size=10_000))
-    assert told
-    assert told + held(the_folder(tmp_path)) == list(range(300))
-    assert (spool.counters.given_up, spool.waiting) == (len(told), 300 - len(told))
+    kept = held(the_folder(tmp_path))
+    told = [number for number in kept if number < 0]
+    assert lost
+    assert lost + kept[len(told) :] == list(range(300)), "what is told comes before what is left"
+    assert told[-1] == -1 - len(lost)
+    assert (spool.counters.given_up, spool.waiting) == (len(lost), len(kept))
     assert sum(each.stat().st_size for each in tmp_path.rglob("*") if each.is_file()) <= MB
     # Without anybody to tell, nothing is given up.
     other = Spool(tmp_path, "history", settings)
     await until_full(other, 10_000)
+    assert held(the_folder_of(tmp_path, spool)) == kept
     await other.close()
     await spool.close()
+
+
+def the_folder_of(root: Path, spool: Spool) -> Path:
+    assert spool.writer.folder is not None
+    assert spool.writer.folder.parent == root
+    return spool.writer.folder
 
 
 async def test_waiting_records_share_an_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
