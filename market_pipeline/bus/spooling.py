@@ -23,8 +23,9 @@ from market_pipeline.bus.publisher import PubAck, Publisher, PublisherCounters
 from market_pipeline.bus.session import BusSession
 from market_pipeline.bus.spool import Spool, SpoolRecord, spool_root
 from market_pipeline.bus.spool.drain import Drain
-from market_pipeline.bus.spool.folder import segments_of
+from market_pipeline.bus.spool.folder import left_behind
 from market_pipeline.bus.spool.spool import OnGivenUp
+from market_pipeline.bus.tasks import end_tasks
 from market_pipeline.errors import BreakerOpen, BusUnreachable, StreamFull
 from market_pipeline.settings import Settings
 
@@ -167,12 +168,13 @@ class SpoolingPublisher:
         return await self.spool.wait_empty(seconds)
 
     async def settle(self, seconds: float) -> bool:
-        """Wait until no folder of this machine's spool holds anything; False if one does after so long.
+        """Wait until everything is published that lies in this spool, or that others left; False if not after so long.
 
-        For a producer that must not speak before what its predecessor left has been said.
+        For a producer that must not speak before what its predecessor left has been said. What living processes keep
+        in folders of their own is their affair.
         """
         until = asyncio.get_running_loop().time() + seconds
-        while await asyncio.to_thread(_holds_anything, self.spool.root):
+        while self.spool.waiting or await asyncio.to_thread(_left_behind, self.spool.root):
             self.start()
             if asyncio.get_running_loop().time() >= until:
                 return False
@@ -182,8 +184,7 @@ class SpoolingPublisher:
     async def close(self) -> None:
         """Stop draining, and leave what is not drained to the next publisher or bridge."""
         if self._draining is not None:
-            self._draining.cancel()
-            await asyncio.gather(self._draining, return_exceptions=True)
+            await end_tasks([self._draining])
             self._draining = None
         await self.spool.close()
 
@@ -217,9 +218,9 @@ async def spooling(bus: BusSession, settings: Settings, name: str) -> AsyncItera
         await publisher.close()
 
 
-def _holds_anything(root: Path) -> bool:
+def _left_behind(root: Path) -> bool:
     try:
-        return any(segments_of(each) for each in root.iterdir())
+        return any(left_behind(each) for each in root.iterdir())
     except FileNotFoundError:
         return False
 

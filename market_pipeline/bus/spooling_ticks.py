@@ -52,7 +52,7 @@ class SpoolingTicks:
         return await self._spooling.spool_message(*tick_message(batch))
 
     async def settle(self, seconds: float) -> bool:
-        """Wait until everything that this machine's spool holds is published; False if it is not after so long."""
+        """Wait until what is spooled here, or was left by others, is published; False if it is not after so long."""
         return await self._spooling.settle(seconds)
 
     async def close(self) -> None:

@@ -2,7 +2,7 @@
 
 <root>/<host>-<pid>-<random>/   one folder an owner
     lock                        flock, held by whoever owns or has adopted the folder
-    owner.json                  who made it
+    owner.json, adopted         who made it; that somebody else has it now
     writing/ ready/ draining/   the states of a segment, each a folder: it moves by a rename
     giving_up/                  the oldest segment of a full spool, while its loss is being told
     bad/                        bytes of segments that are no records, set aside for a person

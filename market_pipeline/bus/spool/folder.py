@@ -22,6 +22,9 @@ from market_pipeline.settings import Settings
 log = structlog.get_logger(__name__)
 
 LOCK, OWNER = "lock", "owner.json"
+ADOPTED = "adopted"
+"""A file that is there once somebody else than the owner has had the folder: whoever holds its lock is draining it."""
+LOCK_ATTEMPTS, LOCK_PAUSE_S = 5, 0.01
 WRITING, READY, DRAINING, GIVING_UP, BAD = "writing", "ready", "draining", "giving_up", "bad"
 STATES = (WRITING, READY, DRAINING, GIVING_UP)
 SUFFIX = ".seg"
@@ -88,9 +91,12 @@ class SpoolFolder:
         """
         try:
             fd = _lock(path)
+            if fd is None:
+                return None
+            (path / ADOPTED).touch()
         except OSError as error:
             raise spool_error(error, path) from error
-        return None if fd is None else cls(path, fd)
+        return cls(path, fd)
 
     def segments(self) -> list[Path]:
         """Return the segments, oldest first: their names count up, whatever their state."""
@@ -178,6 +184,11 @@ def segments_of(path: Path) -> list[Path]:
     return sorted(found, key=lambda each: each.name)
 
 
+def left_behind(path: Path) -> bool:
+    """Say whether a folder holds segments whose owner is gone, be they still to be adopted or just being drained."""
+    return bool(segments_of(path)) and ((path / ADOPTED).exists() or not is_locked(path))
+
+
 def is_locked(path: Path) -> bool:
     """Say whether some process holds a folder's lock."""
     try:
@@ -199,13 +210,19 @@ def _lock(path: Path) -> int | None:
         fd = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except FileNotFoundError:
         return None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        held, named = os.fstat(fd), os.stat(path / LOCK)
+    for attempt in range(LOCK_ATTEMPTS):  # longer than the moment in which `is_locked` looks
+        if attempt:
+            time.sleep(LOCK_PAUSE_S)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held, named = os.fstat(fd), os.stat(path / LOCK)
+        except BlockingIOError:
+            continue
+        except FileNotFoundError:
+            break
         if (held.st_dev, held.st_ino) == (named.st_dev, named.st_ino):
             return fd
-    except (BlockingIOError, FileNotFoundError):
-        pass
+        break
     os.close(fd)
     return None
 

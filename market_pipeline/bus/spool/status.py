@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from market_pipeline.bus.spool.disk import used_bytes
-from market_pipeline.bus.spool.folder import BAD, OWNER, Owner, is_locked, segments_of
+from market_pipeline.bus.spool.folder import ADOPTED, BAD, OWNER, Owner, is_locked, segments_of
 from market_pipeline.bus.spool.record import RECORD_HEAD, SEGMENT_HEAD, read_head, read_segment_head
 
 
@@ -19,8 +19,9 @@ class FolderStatus:
     """What one folder holds.
 
     name, pid, host: who made it; empty and 0 where that cannot be read. locked: a process owns or drains it now.
-    adoptable: it holds records and nobody has it: the next publisher or bridge drains it. records: that wait, as far as
-    they follow each other undamaged. oldest_age_s: of the oldest; None without records. bad: pieces set aside.
+    adopted: somebody else than its maker has, or had it. adoptable: it holds records and nobody has it: the next
+    publisher or bridge drains it. records: that wait, as far as they follow each other undamaged. oldest_age_s: of the
+    oldest; None without records. bad: pieces set aside.
     """
 
     path: Path
@@ -28,6 +29,7 @@ class FolderStatus:
     pid: int
     host: str
     locked: bool
+    adopted: bool
     adoptable: bool
     bytes: int
     segments: int
@@ -67,6 +69,7 @@ def _status(path: Path) -> FolderStatus:
         pid=owner.pid,
         host=owner.host,
         locked=locked,
+        adopted=(path / ADOPTED).exists(),
         adoptable=bool(segments) and not locked,
         bytes=used_bytes(path),
         segments=len(segments),

@@ -17,6 +17,7 @@ from market_pipeline.bus.lease import Lease
 from market_pipeline.bus.losses import LossBucket, LossInterval, LossSink
 from market_pipeline.bus.session import BusSession
 from market_pipeline.bus.spooling_ticks import SpoolingTicks
+from market_pipeline.bus.tasks import end_tasks
 from market_pipeline.bus.tick_publisher import TickPublisher
 from market_pipeline.errors import BusUnreachable, SettingsError, VendorAuthError
 from market_pipeline.live.collector.health import CollectorHealth, State, problems_of, stream_health
@@ -288,6 +289,4 @@ async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, object]) -> boo
 
 async def _end(tasks: Sequence[asyncio.Future[Any]]) -> None:
     """Cancel tasks and wait until they have ended."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    await end_tasks(tasks)
