@@ -21,14 +21,18 @@
     │   ├── BusAuthError (terminal)
     │   ├── StreamFull (transient)
     │   ├── PayloadTooLarge (terminal)
-    │   └── UnreadableBatch (terminal)        an envelope or payload that cannot be decoded
+    │   ├── UnreadableBatch (terminal)        an envelope or payload that cannot be decoded
+    │   └── SpoolError (transient)            the spool's folder cannot be written or read
+    │       └── SpoolFull                     no room left for what could not be published
     ├── StoreError
     │   ├── StoreUnreachable (transient)
     │   ├── StoreAuthError (terminal)
     │   └── StoreQueryError (terminal)
     ├── HistoryError                          a load or a derivation did not reach its end
     │   ├── RangeNotLoaded                    names symbol, range and cause
-    │   └── VerificationFailed                what was published is not what the store holds
+    │   ├── VerificationFailed                what was published is not what the store holds
+    │   └── StillSpooled                      what was to be published waits on disk: spooled is never success
+    ├── BreakerOpen (transient)               not even tried: the server was away just now
     └── LocalStackError (terminal)            the embedded stack: ports, packages, locks, disk
 
 `Transient` and `Terminal` are mix-ins: a retry asks `isinstance(error, Transient)` and nothing else.
@@ -167,6 +171,14 @@ class UnreadableBatch(BusError, Terminal):
         self.reason = reason
 
 
+class SpoolError(BusError, Transient):
+    """The spool's folder cannot be written or read; the message names it and the system's reason."""
+
+
+class SpoolFull(SpoolError):
+    """The spool has no room: its limit, or the disk's. What was given to it is not kept; there may be room later."""
+
+
 class StoreError(MarketPipelineError):
     """A store did not do what was asked."""
 
@@ -204,6 +216,25 @@ class RangeNotLoaded(HistoryError):
 
 class VerificationFailed(HistoryError):
     """What was published is not what the store holds, even after publishing it again."""
+
+
+class StillSpooled(HistoryError):
+    """What a run was to publish waits on disk, NATS being away for longer than the run may wait.
+
+    Whoever publishes next, or a bridge, publishes it; the message names the folder. `batches` is how many wait.
+    """
+
+    def __init__(self, message: str, *, batches: int) -> None:
+        super().__init__(message)
+        self.batches = batches
+
+
+class BreakerOpen(MarketPipelineError, Transient):
+    """The breaker of an edge is open: nothing was sent. `retry_after`: seconds until a trial may be allowed."""
+
+    def __init__(self, name: str, retry_after: float, last_error: str) -> None:
+        super().__init__(f"{name}: not tried for {retry_after:.1f} s more, it failed too often ({last_error})")
+        self.name, self.retry_after, self.last_error = name, retry_after, last_error
 
 
 class LocalStackError(MarketPipelineError, Terminal):

@@ -41,6 +41,11 @@ class PubAck:
     seq: int
     duplicate: bool
 
+    @property
+    def spooled(self) -> bool:
+        """Whether it waits on disk instead: never, this is JetStream's word."""
+        return False
+
 
 @dataclass(slots=True)
 class PublisherCounters:
@@ -105,7 +110,7 @@ class Publisher:
 
     async def _publish(self, subject: str, payload: bytes, headers: dict[str, str]) -> PubAck:
         headers.setdefault("Nats-Msg-Id", secrets.token_hex(16))
-        self._assert_size(subject, payload, headers)
+        self.assert_size(subject, payload, headers)
         self.counters.in_flight += 1
         try:
             ack = await self._until_acknowledged(subject, payload, headers)
@@ -119,8 +124,12 @@ class Publisher:
         self.counters.duplicates += ack.duplicate
         return ack
 
-    def _assert_size(self, subject: str, payload: bytes, headers: Mapping[str, str]) -> None:
-        """Keep from the wire what the server would answer by closing the connection: the client counts no headers."""
+    def assert_size(self, subject: str, payload: bytes, headers: Mapping[str, str]) -> None:
+        """Keep from the wire what the server would answer by closing the connection: the client counts no headers.
+
+        Raises:
+            PayloadTooLarge: more than the server takes.
+        """
         size, limit = len(payload) + headers_size(headers), self._nc.max_payload
         if size > limit:
             raise PayloadTooLarge(

@@ -41,11 +41,7 @@ class TickPublisher:
             BusUnreachable, StreamFull: not within about 2 seconds; the batch may be published again.
             PayloadTooLarge: more than the server takes.
         """
-        headers = batch.headers.with_stage("published").to_nats()
-        headers["Nats-Msg-Id"] = f"{batch.headers.batch_id:x}"
-        return await self._publisher.publish_message(
-            market_subject(batch.headers.symbol, "tick"), batch.payload, headers
-        )
+        return await self._publisher.publish_message(*tick_message(batch))
 
     async def last(self, symbol: str) -> TickHeaders | None:
         """Return the headers of the symbol's last batch; None if TICKS holds none, or one that cannot be read.
@@ -60,3 +56,10 @@ class TickPublisher:
             return None
         except KV_ERRORS as error:
             raise bus_error(error, f"the last ticks of {symbol}") from error
+
+
+def tick_message(batch: EncodedTicks) -> tuple[str, bytes, dict[str, str]]:
+    """Return a batch as it is published now: subject, payload and headers, under the batch's own id."""
+    headers = batch.headers.with_stage("published").to_nats()
+    headers["Nats-Msg-Id"] = f"{batch.headers.batch_id:x}"
+    return market_subject(batch.headers.symbol, "tick"), batch.payload, headers

@@ -10,7 +10,7 @@ from hashlib import blake2b
 import polars as pl
 import structlog
 
-from market_pipeline.errors import MarketPipelineError, RangeNotLoaded, Terminal
+from market_pipeline.errors import MarketPipelineError, RangeNotLoaded, StillSpooled, Terminal
 from market_pipeline.history.answer import Answer, keep_page, span_of
 from market_pipeline.history.coverage import account_days
 from market_pipeline.history.progress import Meter
@@ -80,7 +80,8 @@ async def load_symbol(
         except MarketPipelineError as error:
             await _note_failure(rt, instrument, answer.request, error)
             missing.append((instrument.symbol, *span_of(answer.request)))
-            causes.append(str(error))
+            # Without NATS much fails at once: what says where the batches are goes first.
+            causes.insert(0 if isinstance(error, StillSpooled) else len(causes), str(error))
             failures_in_a_row += 1
         finally:
             road.release()

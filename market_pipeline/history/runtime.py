@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 import structlog
 
 from market_pipeline.bus.session import BusSession, open_bus
+from market_pipeline.bus.spooling import spooling
 from market_pipeline.bus.streams import HISTORY
 from market_pipeline.errors import BusError
 from market_pipeline.history.gather import Gather
@@ -105,13 +106,16 @@ async def open_runtime(
         stop = asyncio.Event()
         worker = asyncio.create_task(bridge.run(stop))
         stack.push_async_callback(_stop, worker, stop)
+        publisher = await stack.enter_async_context(spooling(bus, settings, f"history {run_id}"))
         tracker = Tracker(
             bus,
             ingest,
             bars,
+            publisher,
             run_id=run_id,
             max_unresolved=settings.history.max_unresolved_batches,
             drain_timeout_s=settings.history.drain_timeout_s,
+            spool_wait_s=settings.spool.wait_s,
         )
         await stack.enter_async_context(tracker.running())
         requests = VendorRequestLedger(client)

@@ -11,12 +11,12 @@ from contextlib import asynccontextmanager
 import structlog
 
 from market_pipeline.bus.envelope import BatchHeaders, EncodedBatch, encode_batches
-from market_pipeline.bus.publisher import Publisher
 from market_pipeline.bus.receipts import Receipts
 from market_pipeline.bus.session import BusSession
+from market_pipeline.bus.spooling import SpoolingPublisher
 from market_pipeline.bus.subjects import history_subject
 from market_pipeline.bus.throttle import HISTORY_SERVICE, ThrottleGate
-from market_pipeline.errors import HistoryError, StoreError, Transient, VerificationFailed
+from market_pipeline.errors import HistoryError, StillSpooled, StoreError, Transient, VerificationFailed
 from market_pipeline.history.gather import Gather
 from market_pipeline.history.reports import SeriesCounts
 from market_pipeline.live.claims import waves
@@ -39,13 +39,16 @@ class Tracker:
         bus: BusSession,
         ledger: IngestLedger,
         bars: BarStore,
+        publisher: SpoolingPublisher,
         *,
         run_id: str,
         max_unresolved: int,
         drain_timeout_s: float,
+        spool_wait_s: float,
     ) -> None:
         self._bus, self._ledger, self._bars = bus, ledger, bars
-        self._publisher: Publisher = bus.publisher()
+        self._publisher = publisher
+        self._spool_wait_s, self._spool_until = spool_wait_s, 0.0
         self._digests: Gather[BatchRange, SeriesDigest] = Gather(self._read_digests)
         self._run_id, self._drain_timeout = run_id, drain_timeout_s
         self._slots = asyncio.Semaphore(max_unresolved)
@@ -81,8 +84,11 @@ class Tracker:
     async def publish(self, batch: EncodedBatch) -> asyncio.Future[IngestRow]:
         """Publish one batch when there is room; the future resolves with its line in the ledger.
 
+        While NATS is away what is on its way goes to the spool, nothing new follows it, and all wait for it to drain.
+
         Raises:
-            BusUnreachable, StreamFull: the batch is not on the bus.
+            StillSpooled: it did not drain in time: the batch is on disk, and is published later by whoever comes.
+            StreamFull, SpoolError: the batch is neither on the bus nor on disk.
             HistoryError: nothing was stored for the drain time-out.
         """
         await self._slots.acquire()
@@ -95,8 +101,11 @@ class Tracker:
         if not self._waiting:
             self._last_progress = time.monotonic()
         self._waiting[batch_id] = future
+        subject = history_subject(batch.headers.symbol, batch.headers.timeframe)
         try:
-            await self._publisher.publish(batch, history_subject(batch.headers.symbol, batch.headers.timeframe))
+            await self._spool_drained(subject)
+            if (await self._publisher.publish(batch, subject)).spooled:
+                await self._spool_drained(subject)
         except BaseException:
             self._waiting.pop(batch_id, None)
             self._slots.release()
@@ -231,7 +240,26 @@ class Tracker:
             if not future.done():
                 future.set_result(row)
 
+    async def _spool_drained(self, subject: str) -> None:
+        """Wait until nothing of this run is in the spool; all share one bound, from when the first one waited."""
+        if not self._publisher.waiting:
+            self._spool_until = 0.0
+            return
+        self._spool_until = self._spool_until or time.monotonic() + self._spool_wait_s
+        if not await self._publisher.wait_drained(max(0.0, self._spool_until - time.monotonic())):
+            waiting = self._publisher.waiting
+            raise StillSpooled(
+                f"{subject}: NATS was away for {self._spool_wait_s:g} s; {waiting} batches of this run wait in the "
+                f"spool {self._publisher.spool.writer.folder}, and are published by the next run or bridge: start "
+                "NATS, then run this again",
+                batches=waiting,
+            )
+        self._spool_until = 0.0
+
     def _check_progress(self) -> None:
+        if self._publisher.waiting:
+            self._last_progress = time.monotonic()  # NATS is away: that has a bound of its own
+            return
         waited = time.monotonic() - self._last_progress
         if self._waiting and waited > self._drain_timeout:
             raise HistoryError(

@@ -22,7 +22,7 @@ from market_pipeline.bus.tick_envelope import TickHeaders, decode_tick_batch
 from market_pipeline.errors import MarketPipelineError
 from market_pipeline.live.collector import Collector
 from market_pipeline.market.instruments import AssetClass, Instrument
-from market_pipeline.settings import LiveSettings, Settings, VendorSettings
+from market_pipeline.settings import LiveSettings, Settings, SpoolSettings, VendorSettings
 from market_pipeline_tests.servers import NatsProcess
 from market_pipeline_tests.vendors.stream_vendor import KEY, StreamVendor, quick_stream
 
@@ -121,6 +121,7 @@ def settings(server: NatsProcess, vendor: StreamVendor, live: LiveSettings | Non
         nats=server.settings,
         vendor=VendorSettings(base_url="http://127.0.0.1:9", api_key=SecretStr(KEY)),
         stream=quick_stream(vendor.url, **stream),
+        spool=SpoolSettings(folder=server.home / "spool", min_free_bytes=0),
     )
 
 

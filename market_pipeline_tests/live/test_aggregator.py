@@ -337,6 +337,23 @@ async def test_nats_may_go_away_and_come_back(bench: Bench, server: NatsProcess)
         await eventually(lambda: aggregator.health().healthy)
 
 
+async def test_an_outage_of_nats_is_no_silence_of_a_symbol(bench: Bench, server: NatsProcess) -> None:
+    """What the collector kept on its disk meanwhile comes a little later: until then nothing is called unproven."""
+    async with bench.running(silent_ms=4000) as aggregator:
+        await bench.send([(T0, 1.0, 1.0)], alive=T0 + 10)
+        await eventually(lambda: aggregator.health().ticks == 1)
+        server.kill()
+        await asyncio.sleep(4.5)  # longer than what is taken for silence
+        server.start()
+        async with open_bus(server.settings, "test") as bus:
+            other = Bench(bus)
+            await eventually(lambda: bench.bus.nc.is_connected and aggregator._reader.at_end)
+            await asyncio.sleep(0.5)  # it looks, and finds nothing yet
+            await other.send([(T0 + 20_000, 2.0, 2.0)], alive=T0 + MINUTE)
+            await other.until(lambda frame: frame.height == 1)
+            assert [row.select("complete", "trades").row(0) for row in await other.bars()] == [(True, 2)]
+
+
 async def test_a_full_stream_of_bars_is_waited_for(bench: Bench) -> None:
     config = (await bench.bus.js.stream_info(LIVE)).config
     await bench.bus.js.update_stream(config.evolve(max_bytes=1024))

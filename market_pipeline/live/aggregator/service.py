@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import secrets
 import socket
@@ -194,7 +195,7 @@ class Aggregator:
         log.info("aggregator_started", name=self._name, epoch=self._lease.epoch, next_seq=book.next_seq)
         messages: list[TickMessage] = []
         try:
-            flushed_at = 0.0
+            flushed_at, away_at = 0.0, -math.inf
             while not stop.is_set() and not self._lease.lost.is_set():
                 if 0 < len(messages) < FETCH:
                     await asyncio.sleep(REST_S)
@@ -205,9 +206,13 @@ class Aggregator:
                     else:
                         await asyncio.to_thread(book.take, messages, self._clock())
                     self._progress_at = time.monotonic()
+                elif not self._bus.nc.is_connected:
+                    away_at = time.monotonic()
                 elif reader.at_end:
                     self._progress_at = time.monotonic()
-                    book.close_silent(self._clock(), self._silent_ms)
+                    # After an outage the collector's spool has a while to drain: it was not silent, nobody could hear.
+                    if self._progress_at - away_at >= self._silent_ms / 1000:
+                        book.close_silent(self._clock(), self._silent_ms)
                 if not self._rebuilt(book, reader) or time.monotonic() - flushed_at < FLUSH_S:
                     continue
                 flushed_at = time.monotonic()
@@ -259,7 +264,11 @@ class Aggregator:
         return True
 
     async def _publish(self, batches: Sequence[EncodedBatch], stop: asyncio.Event) -> bool:
-        """Publish batches until each is kept; False when that was not possible before the end of the term."""
+        """Publish batches until each is kept; False when that was not possible before the end of the term.
+
+        They wait here while NATS is away, and need no spool: their ticks are in NATS too, so nothing new comes
+        meanwhile, and whoever goes on from the checkpoint makes them again.
+        """
         waiting = list(batches)
         while waiting:
             self._unpublished = len(waiting)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from market_pipeline.live.service import UNHEALTHY_AFTER_S
@@ -40,8 +40,8 @@ class CollectorHealth:
 
     problems: why it is not healthy, in words; empty when it is. state: `standby` while another holds the lease.
     queue: ticks that wait or are being published, `queue_limit` at most; `stuck_s`: how long they wait without
-        progress. losses: recorded by cause; `losses_waiting` are known but not kept yet; `gaps`: symbols whose events
-        are being lost now.
+        progress. spool: facts of the spool and its breaker. losses: recorded by cause; `losses_waiting` are known but
+        not kept yet; `gaps`: symbols whose events are being lost now.
     """
 
     state: State
@@ -59,6 +59,7 @@ class CollectorHealth:
     losses: dict[str, int]
     losses_waiting: int
     gaps: tuple[str, ...]
+    spool: Mapping[str, int | float | str] = field(default_factory=dict)
 
     @property
     def healthy(self) -> bool:

@@ -7,14 +7,14 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import structlog
 
 from market_pipeline.bus.envelope import now_ms
 from market_pipeline.bus.lease import Lease
 from market_pipeline.bus.tick_envelope import EncodedTicks
-from market_pipeline.errors import BusUnreachable, StreamFull
+from market_pipeline.errors import BusUnreachable, SpoolError, StreamFull
 from market_pipeline.live.collector.batches import tick_batch
 from market_pipeline.live.collector.hours import MarketHours
 from market_pipeline.live.collector.intake import Intake
@@ -37,7 +37,20 @@ class TickOutlet(Protocol):
         """Return once the batch is kept.
 
         Raises:
-            BusUnreachable, StreamFull: it is not; it will be brought again.
+            BusUnreachable, StreamFull, SpoolError: it is not; it will be brought again.
+        """
+        ...
+
+
+@runtime_checkable
+class SpoolingOutlet(TickOutlet, Protocol):
+    """Take batches for later, too, while nobody can say who holds the lease."""
+
+    def spool(self, batch: EncodedTicks) -> Awaitable[object]:
+        """Return once the batch is on disk, without trying to publish it.
+
+        Raises:
+            SpoolError: it is not kept; it will be brought again.
         """
         ...
 
@@ -107,18 +120,28 @@ class Lanes:
         return time.monotonic() - max(self.progress_at, self._intake.pending_since)
 
     async def _publish(self, lane: Lane, session: Session, ticks: list[StreamTick]) -> None:
-        """Publish, with the lease held, until it is kept: what cannot be waits in memory, bounded by the intake."""
+        """Publish, with the lease held, until it is kept: what cannot be waits in memory, bounded by the intake.
+
+        While NATS is away the lease is neither held nor lost. Then batches go to disk, where there is a spool, under
+        the epoch of the last term, and are published when NATS is back: if somebody else got the lease meanwhile, its
+        epoch is higher, its first batch says since when ticks may be lost, and consumers drop ours.
+        """
         batch = tick_batch(
             lane, session, ticks, collector_id=self._collector_id, epoch=self._lease.epoch, now_ms=self._clock()
         )
         while True:
-            await self._lease.wait_held()
+            to_disk = isinstance(self._outlet, SpoolingOutlet) and not self._lease.lost.is_set()
+            if not to_disk:
+                await self._lease.wait_held()
             if batch.headers.epoch != self._lease.epoch:
                 batch = replace(batch, headers=replace(batch.headers, epoch=self._lease.epoch))
             try:
-                await self._outlet.publish(batch)
+                if self._lease.held or not isinstance(self._outlet, SpoolingOutlet):
+                    await self._outlet.publish(batch)
+                else:
+                    await self._outlet.spool(batch)
                 break
-            except (BusUnreachable, StreamFull) as error:
+            except (BusUnreachable, StreamFull, SpoolError) as error:
                 if not self._said:
                     log.warning("ticks_not_published", waiting=self._intake.size, error=str(error))
                 self._said = True

@@ -16,6 +16,8 @@ from market_pipeline.bus.envelope import now_ms
 from market_pipeline.bus.lease import Lease
 from market_pipeline.bus.losses import LossBucket, LossInterval, LossSink
 from market_pipeline.bus.session import BusSession
+from market_pipeline.bus.spooling_ticks import SpoolingTicks
+from market_pipeline.bus.tasks import end_tasks
 from market_pipeline.bus.tick_publisher import TickPublisher
 from market_pipeline.errors import BusUnreachable, SettingsError, VendorAuthError
 from market_pipeline.live.collector.health import CollectorHealth, State, problems_of, stream_health
@@ -34,6 +36,7 @@ from market_pipeline.vendors.polygon.stream.names import PRIMARY_KIND
 log = structlog.get_logger(__name__)
 
 DRAIN_S = 5.0
+SETTLE_S = 30.0
 
 
 class Collector:
@@ -60,7 +63,7 @@ class Collector:
             bus: an open connection; the streams must exist.
             name: of the set of symbols, for the lease.
             losses: where losses are kept; default: the bucket `losses`.
-            outlet: what takes the batches; default: TICKS.
+            outlet: what takes the batches; default: TICKS, and the spool while NATS is away.
             collector_id: shown in batches and health; default: host, process and four random digits.
             clock: the time (epoch ms) on the vendor's clock; another than the wall's only where a replay has one.
 
@@ -74,8 +77,9 @@ class Collector:
         self.collector_id = collector_id or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
         self._clock = clock
         self._ticks = TickPublisher(bus)
-        self._outlet: TickOutlet = outlet or self._ticks
         self._recorder = LossRecorder(losses or LossBucket(bus))
+        self._spooling = None if outlet else SpoolingTicks(bus, settings, f"collector {name}", self._recorder.add)
+        self._outlet: TickOutlet = outlet or self._spooling or self._ticks
         self._lease = Lease(bus, f"collector.{name}", self.collector_id, ttl_s=settings.stream.lease_ttl_s)
         self._hours: dict[str, MarketHours] = {}
         self._state: State = "stopped"
@@ -108,6 +112,8 @@ class Collector:
             self._state = "stopped"
             await self._lease.release()
             await _end([recorder])
+            if self._spooling is not None:
+                await self._spooling.close()
 
     def health(self) -> CollectorHealth:
         """Return the state of now."""
@@ -118,8 +124,8 @@ class Collector:
         lanes, intake = self._lanes, self._intake
         return CollectorHealth(
             state=self._state,
-            problems=tuple(
-                problems_of(
+            problems=(
+                *problems_of(
                     self._state,
                     streams,
                     bus_connected=self._ticks.connected,
@@ -128,7 +134,8 @@ class Collector:
                     stuck_s=lanes.stuck_s,
                     losses_waiting=self._recorder.waiting,
                     unhealthy_after_s=self._settings.live.unhealthy_after_s,
-                )
+                ),
+                *(self._spooling.problems() if self._spooling is not None else ()),
             ),
             collector_id=self.collector_id,
             epoch=self._lease.epoch,
@@ -143,6 +150,7 @@ class Collector:
             losses=dict(self._recorder.recorded),
             losses_waiting=self._recorder.waiting,
             gaps=tuple(intake.gaps),
+            spool=self._spooling.facts() if self._spooling is not None else {},
         )
 
     async def _term(self, stop: asyncio.Event) -> None:
@@ -194,7 +202,12 @@ class Collector:
             log.error("stream_refused", market=stream.topics.market, error=str(error))
 
     async def _inherit(self) -> None:
-        """Learn from the last batch of each symbol up to where it is proven, whoever published it."""
+        """Learn from the last batch of each symbol up to where it is proven, whoever published it.
+
+        What a predecessor left on this disk comes first: behind the first batch of ours, consumers would drop it.
+        """
+        if self._spooling is not None and not await self._spooling.settle(SETTLE_S):
+            log.warning("collector_does_not_wait_for_spool", seconds=SETTLE_S)
         for symbol in self._intake.lanes:
             while True:
                 try:
@@ -265,6 +278,4 @@ async def _when(event: asyncio.Event, then: asyncio.Event) -> None:
 
 async def _end(tasks: Sequence[asyncio.Future[Any]]) -> None:
     """Cancel tasks and wait until they have ended."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    await end_tasks(tasks)

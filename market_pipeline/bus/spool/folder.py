@@ -1,0 +1,234 @@
+"""One owner's folder: its lock, its segments by state, and how another takes it over."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from market_pipeline.bus.spool.disk import fsync_folder, spool_error
+from market_pipeline.errors import SpoolError
+from market_pipeline.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+LOCK, OWNER = "lock", "owner.json"
+ADOPTED = "adopted"
+"""A file that is there once somebody else than the owner has had the folder: whoever holds its lock is draining it."""
+LOCK_ATTEMPTS, LOCK_PAUSE_S = 5, 0.01
+WRITING, READY, DRAINING, GIVING_UP, BAD = "writing", "ready", "draining", "giving_up", "bad"
+STATES = (WRITING, READY, DRAINING, GIVING_UP)
+SUFFIX = ".seg"
+LOST = ".lost"
+"""Before the suffix: the segment stands for one that was given up, and says what was in it."""
+
+
+class Owner(msgspec.Struct, frozen=True):
+    """Who made a folder."""
+
+    pid: int
+    host: str
+    name: str
+    since: float
+
+
+def spool_root(settings: Settings) -> Path:
+    """Return where all folders lie: the setting, else `<home>/spool`."""
+    return (settings.spool.folder or settings.home / "spool").expanduser().absolute()
+
+
+class SpoolFolder:
+    """A folder whose lock is ours, from `create` or `adopt` until `release`."""
+
+    def __init__(self, path: Path, fd: int) -> None:
+        self.path = path
+        self._fd = fd
+
+    @classmethod
+    def create(cls, root: Path, name: str) -> SpoolFolder:
+        """Make a folder of our own and lock it; `name` is shown to those who look at it.
+
+        Raises:
+            SpoolError, SpoolFull: the disk does not take it.
+        """
+        fd = None
+        try:
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            while True:
+                path = root / f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+                path.mkdir(mode=0o700)
+                # Whoever looks for folders to adopt may have been quicker: then it removes this one, which is empty.
+                fd = _lock(path)
+                if fd is not None:
+                    break
+            for state in (*STATES, BAD):
+                (path / state).mkdir(mode=0o700)
+            owner = Owner(os.getpid(), socket.gethostname(), name, time.time())
+            (path / OWNER).write_bytes(msgspec.json.encode(owner))
+            fsync_folder(path)
+            fsync_folder(root)
+        except OSError as error:
+            if fd is not None:
+                os.close(fd)
+            raise spool_error(error, root) from error
+        return cls(path, fd)
+
+    @classmethod
+    def adopt(cls, path: Path) -> SpoolFolder | None:
+        """Take a folder over whose owner is gone; None when its lock is held, or it is gone too.
+
+        Raises:
+            SpoolError: it cannot be opened.
+        """
+        try:
+            fd = _lock(path)
+            if fd is None:
+                return None
+            (path / ADOPTED).touch()
+        except OSError as error:
+            raise spool_error(error, path) from error
+        return cls(path, fd)
+
+    def segments(self) -> list[Path]:
+        """Return the segments, oldest first: their names count up, whatever their state."""
+        return segments_of(self.path)
+
+    def new_segment(self, number: int) -> Path:
+        """Return where the segment of this number is written."""
+        return self.path / WRITING / f"{number:012d}{SUFFIX}"
+
+    def move(self, segment: Path, state: str) -> Path:
+        """Move a segment to another state, durably."""
+        if segment.parent.name == state:
+            return segment
+        target = self.path / state / segment.name
+        try:
+            target.parent.mkdir(mode=0o700, exist_ok=True)
+            segment.rename(target)
+            fsync_folder(target.parent)
+            fsync_folder(segment.parent)
+        except OSError as error:
+            raise spool_error(error, self.path) from error
+        return target
+
+    def remove(self, segment: Path) -> None:
+        """Forget a segment for good: everything of it is published, set aside or given up."""
+        try:
+            segment.unlink(missing_ok=True)
+            fsync_folder(segment.parent)
+        except OSError as error:
+            raise spool_error(error, self.path) from error
+
+    def set_aside(self, name: str, data: bytes) -> Path:
+        """Keep bytes that are no record for a person to look at; doing it again changes nothing."""
+        target = self.path / BAD / name
+        try:
+            target.parent.mkdir(mode=0o700, exist_ok=True)
+            with target.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            fsync_folder(target.parent)
+        except OSError as error:
+            raise spool_error(error, self.path) from error
+        return target
+
+    def release(self) -> None:
+        """Give the lock up; a folder that holds nothing, not even something bad, is removed first."""
+        if self._fd < 0:
+            return
+        try:
+            if not self.segments() and not any(_listed(self.path / BAD)):
+                # The lock goes last and by itself: who waits for it sees that it is no longer this folder's.
+                for state in (*STATES, BAD):
+                    with suppress(FileNotFoundError):
+                        (self.path / state).rmdir()
+                shutil.rmtree(self.path)
+        except OSError as error:
+            log.warning("spool_folder_not_removed", folder=str(self.path), error=str(error))
+        finally:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def adoptable(root: Path) -> Iterator[SpoolFolder]:
+    """Adopt, one after another, the folders whose lock is free; what holds nothing is removed on the way."""
+    for path in sorted(_listed(root)):
+        if not path.is_dir() or (not segments_of(path) and any(_listed(path / BAD))):
+            continue
+        try:
+            folder = SpoolFolder.adopt(path)
+        except SpoolError as error:
+            log.warning("spool_folder_not_adopted", folder=str(path), error=str(error))
+            continue
+        if folder is None:
+            continue
+        if not folder.segments():
+            folder.release()
+            continue
+        yield folder
+
+
+def segments_of(path: Path) -> list[Path]:
+    """Return the segments of any folder, oldest first; reads names only."""
+    found = [each for state in STATES for each in _listed(path / state) if each.suffix == SUFFIX]
+    return sorted(found, key=lambda each: each.name)
+
+
+def left_behind(path: Path) -> bool:
+    """Say whether a folder holds segments whose owner is gone, be they still to be adopted or just being drained."""
+    return bool(segments_of(path)) and ((path / ADOPTED).exists() or not is_locked(path))
+
+
+def is_locked(path: Path) -> bool:
+    """Say whether some process holds a folder's lock."""
+    try:
+        fd = os.open(path / LOCK, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def _lock(path: Path) -> int | None:
+    """Lock a folder; None when another has it, or removed it meanwhile."""
+    try:
+        fd = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:
+        return None
+    for attempt in range(LOCK_ATTEMPTS):  # longer than the moment in which `is_locked` looks
+        if attempt:
+            time.sleep(LOCK_PAUSE_S)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held, named = os.fstat(fd), os.stat(path / LOCK)
+        except BlockingIOError:
+            continue
+        except FileNotFoundError:
+            break
+        if (held.st_dev, held.st_ino) == (named.st_dev, named.st_ino):
+            return fd
+        break
+    os.close(fd)
+    return None
+
+
+def _listed(path: Path) -> list[Path]:
+    try:
+        return list(path.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
