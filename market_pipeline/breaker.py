@@ -63,7 +63,8 @@ class Breaker:
 
     Only a Transient error is a failure. A Terminal one is an answer, as a result is: a server that refuses a query is
     not away. So are errors of the kinds in `answers` (a full stream). Anything else that ends a call (its cancellation,
-    a fault of ours) says nothing about the server. Every error passes through untouched.
+    a fault of ours, an error that is not of the kinds in `of`: that of another server) says nothing about the server.
+    Every error passes through untouched.
     """
 
     def __init__(
@@ -72,12 +73,13 @@ class Breaker:
         settings: BreakerSettings | None = None,
         *,
         answers: tuple[type[Exception], ...] = (),
+        of: tuple[type[Exception], ...] = (Exception,),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Prepare a closed breaker; `clock` gives seconds that never go back."""
         self.name = name
         self._settings = settings or BreakerSettings()
-        self._answers = answers
+        self._answers, self._of = answers, of
         self._clock = clock
         self._state: BreakerState = "closed"
         self._term = 0  # counts the changes of state: a call that began in an earlier one decides nothing any more
@@ -153,6 +155,8 @@ class Breaker:
         return self._term
 
     def _judge(self, error: BaseException) -> _Verdict:
+        if not isinstance(error, self._of):
+            return _Verdict.NOTHING
         if isinstance(error, (Terminal, *self._answers)):
             return _Verdict.ANSWERED
         # The breaker of an inner edge that is open already is no news of this one.
@@ -208,10 +212,16 @@ class Breakers:
         self._clock = clock
         self._breakers: dict[str, Breaker] = {}
 
-    def of(self, name: str, *, answers: tuple[type[Exception], ...] = ()) -> Breaker:
-        """Return the breaker of an edge, the same one each time; `answers` are those of the first call."""
+    def of(
+        self,
+        name: str,
+        *,
+        answers: tuple[type[Exception], ...] = (),
+        of: tuple[type[Exception], ...] = (Exception,),
+    ) -> Breaker:
+        """Return the breaker of an edge, the same one each time; `answers` and `of` are those of the first call."""
         if name not in self._breakers:
-            self._breakers[name] = Breaker(name, self._settings, answers=answers, clock=self._clock)
+            self._breakers[name] = Breaker(name, self._settings, answers=answers, of=of, clock=self._clock)
         return self._breakers[name]
 
     def snapshots(self) -> tuple[BreakerSnapshot, ...]:
@@ -230,7 +240,7 @@ class Breakers:
     def problems(self) -> list[str]:
         """Return a sentence for each breaker that is not closed."""
         return [
-            f"{each.name} is away ({each.last_error}): tried again in {each.trial_in_s:.0f} s"
+            f"{each.name} is away ({each.last_error}): tried again in {each.trial_in_s:.0f} s at most"
             for each in self.snapshots()
             if each.state != "closed"
         ]

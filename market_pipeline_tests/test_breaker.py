@@ -155,7 +155,7 @@ async def test_calls_pass_results_and_errors_and_an_open_breaker_sends_nothing()
         await breaker.call(ask)
     assert asked == 3
     assert breakers.facts() == {"breaker_insert": "open", "breaker_insert_opened": 1, "breaker_insert_rejected": 1}
-    assert breakers.problems() == ["insert is away (gone): tried again in 10 s"]
+    assert breakers.problems() == ["insert is away (gone): tried again in 10 s at most"]
     clock.now += 10
     trial = asyncio.create_task(breaker.call(ask))
     await asyncio.sleep(0)

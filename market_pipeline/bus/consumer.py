@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -24,6 +24,7 @@ from market_pipeline.bus.lag import Lag, consumer_lag
 from market_pipeline.bus.pull import PullBroken, Puller
 from market_pipeline.bus.streams import ACK_WAIT_S, BRIDGE, bus_error, ensure_consumer
 from market_pipeline.errors import BusUnreachable
+from market_pipeline.tasks import end_tasks
 
 log = structlog.get_logger(__name__)
 
@@ -223,9 +224,7 @@ class BatchConsumer:
         try:
             yield
         finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            await end_tasks((task,))
 
     async def pending(self) -> Lag:
         """Ask the server how far this consumer is behind.

@@ -33,20 +33,21 @@ async def consumer_lag(js: JetStreamContext, stream: str, durable: str = BRIDGE)
             info = await js.consumer_info(stream, durable)
         except NotFoundError:
             messages = (await js.stream_info(stream)).state.messages
-            return Lag(messages, 0, await _age_after(js, stream, 0) if messages else 0.0)
+            return Lag(messages, 0, await oldest_age_s(js, stream) if messages else 0.0)
         undelivered, unacknowledged = info.num_pending or 0, info.num_ack_pending or 0
         oldest = 0.0
         if undelivered or unacknowledged:
             floor = info.ack_floor.stream_seq if info.ack_floor else 0
-            oldest = await _age_after(js, stream, floor)
+            oldest = await oldest_age_s(js, stream, floor)
     except (APIError, JetStreamError, nats.errors.Error, TimeoutError) as error:
         raise bus_error(error, f"consumer {durable} of {stream}") from error
     return Lag(undelivered, unacknowledged, oldest)
 
 
-async def _age_after(js: JetStreamContext, stream: str, seq: int) -> float:
+async def oldest_age_s(js: JetStreamContext, stream: str, after: int = 0) -> float:
+    """Return the age in seconds of the oldest message behind a sequence; 0 where there is none."""
     try:
-        oldest = await js.get_msg(stream, seq=seq + 1, subject=">", next=True)
+        oldest = await js.get_msg(stream, seq=after + 1, subject=">", next=True)
     except NotFoundError:
         return 0.0  # acknowledged while we asked
     if oldest.time is None:

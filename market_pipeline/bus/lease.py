@@ -30,6 +30,7 @@ from market_pipeline.bus.kv import KV_ERRORS, open_bucket
 from market_pipeline.bus.session import BusSession
 from market_pipeline.bus.subjects import token
 from market_pipeline.errors import BusError
+from market_pipeline.tasks import end_tasks
 
 log = structlog.get_logger(__name__)
 
@@ -122,10 +123,7 @@ class Lease:
 
     async def _stop_keeper(self) -> None:
         if self._keeper is not None:
-            while not self._keeper.done():
-                # wait_for of Python 3.11 loses a cancellation that comes together with the server's answer
-                self._keeper.cancel()
-                await asyncio.wait((self._keeper,), timeout=0.2)
+            await end_tasks((self._keeper,))
             self._keeper = None
 
     async def _try_to_take(self) -> str | None:

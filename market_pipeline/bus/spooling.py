@@ -17,7 +17,7 @@ from pathlib import Path
 
 import structlog
 
-from market_pipeline.breaker import Breaker
+from market_pipeline.breaker import Breakers
 from market_pipeline.bus.envelope import EncodedBatch, now_ms
 from market_pipeline.bus.publisher import PubAck, Publisher, PublisherCounters
 from market_pipeline.bus.session import BusSession
@@ -25,9 +25,9 @@ from market_pipeline.bus.spool import Spool, SpoolRecord, spool_root
 from market_pipeline.bus.spool.drain import Drain
 from market_pipeline.bus.spool.folder import left_behind
 from market_pipeline.bus.spool.spool import OnGivenUp
-from market_pipeline.bus.tasks import end_tasks
 from market_pipeline.errors import BreakerOpen, BusUnreachable, StreamFull
 from market_pipeline.settings import Settings
+from market_pipeline.tasks import end_tasks
 
 log = structlog.get_logger(__name__)
 
@@ -72,6 +72,7 @@ class SpoolingPublisher:
         *,
         publisher: Publisher | None = None,
         on_given_up: OnGivenUp | None = None,
+        breakers: Breakers | None = None,
     ) -> None:
         """Prepare; call `start` to adopt and drain what others left, `close` at the end.
 
@@ -80,10 +81,11 @@ class SpoolingPublisher:
             publisher: default: one that gives up after about 2 s without an answer.
             on_given_up: told of the oldest records when they are given up to make room (`spool.full = "oldest"`), and
                 returns what is published in their place; without it a full spool always refuses.
+            breakers: those of the run, among which the one of this edge is to be shown.
         """
         self._nc = bus.nc
         self._publisher = publisher or Publisher(bus.nc, bus.js, retry_for_s=RETRY_FOR_S, ack_timeout_s=ACK_TIMEOUT_S)
-        self.breaker = Breaker("publish", settings.breaker, answers=(StreamFull,))
+        self.breaker = (breakers or Breakers(settings.breaker)).of("publish", answers=(StreamFull,))
         self.spool = Spool(spool_root(settings), name, settings.spool, on_given_up)
         self._drain = Drain(self.spool, self._drain_one, lambda: bool(bus.nc.is_connected), self.breaker.try_now)
         self._draining: asyncio.Task[None] | None = None
@@ -120,6 +122,8 @@ class SpoolingPublisher:
             problems.append(f"the spool {self.spool.root} has no room: see spool.max_bytes and the disk")
         if self.spool.waiting:
             problems.append(f"{self.spool.waiting} publications wait in the spool {self.spool.root}")
+        if (task := self._draining) is not None and task.done() and not task.cancelled() and task.exception():
+            problems.append(f"the spool {self.spool.root} is not drained: {task.exception()}")
         return problems
 
     async def publish(self, batch: EncodedBatch, subject: str) -> PubAck | Spooled:
@@ -205,12 +209,14 @@ class SpoolingPublisher:
 
 
 @asynccontextmanager
-async def spooling(bus: BusSession, settings: Settings, name: str) -> AsyncIterator[SpoolingPublisher]:
+async def spooling(
+    bus: BusSession, settings: Settings, name: str, breakers: Breakers | None = None
+) -> AsyncIterator[SpoolingPublisher]:
     """Open a spooling publisher that adopts and drains from its start on, and close it again.
 
-    A bridge opens one only to drain what dead processes left.
+    A bridge opens one only to drain what dead processes left. See SpoolingPublisher for `breakers`.
     """
-    publisher = SpoolingPublisher(bus, settings, name)
+    publisher = SpoolingPublisher(bus, settings, name, breakers=breakers)
     publisher.start()
     try:
         yield publisher

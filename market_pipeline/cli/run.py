@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from market_pipeline.cli.stack import DEFAULT_HOME, HomeOption
+from market_pipeline.tasks import pause
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -122,8 +122,7 @@ async def _say(supervisor: LiveSupervisor, stop: asyncio.Event) -> None:
     """Print a table of the services every few seconds: a line each where the output is no terminal."""
     console = Console()
     while not stop.is_set():
-        with suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), SAY_EVERY_S)
+        await pause(stop, SAY_EVERY_S)
         reports = supervisor.reports()
         if console.is_terminal:
             console.print(services_table(reports))

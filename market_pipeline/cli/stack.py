@@ -17,6 +17,7 @@ from rich.table import Table
 from market_pipeline.errors import BusError
 
 if TYPE_CHECKING:
+    from market_pipeline.bus.overview import BusStatus
     from market_pipeline.local.stack import Progress, Stack
     from market_pipeline.local.state import StackState
 
@@ -99,21 +100,28 @@ def down(home: HomeOption = DEFAULT_HOME) -> None:
 def status(
     home: HomeOption = DEFAULT_HOME, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
 ) -> None:
-    """Show every component; exit code 1 unless all of them do their work."""
+    """Show every component, the services, spool and streams; exit code 1 unless all components do their work."""
     import msgspec
 
+    from market_pipeline.bus.spool import spool_root, spool_status
+    from market_pipeline.cli.road import road_json, spool_table
     from market_pipeline.local.stack import Stack
 
     stack = Stack(home)
     state = stack.state()
+    spool = spool_status(spool_root(stack.settings)) if stack.home.root.exists() else []
     if as_json:
         body = {"home": str(stack.home.root), "running": state is not None, "stack": state}
+        body |= road_json(spool, _read_bus(stack, state)[0])
         typer.echo(msgspec.json.format(msgspec.json.encode(body)).decode())
     elif state is None:
         Console().print(f"no stack is running in {stack.home.root}: market-pipeline up", soft_wrap=True)
     else:
         _console().print(_table(state, details=True))
         _print_services(stack, state)
+        _print_streams(stack, state)
+    if spool and not as_json:
+        _console().print(spool_table(spool))
     if state is None or state.phase != "running" or not state.healthy:
         raise typer.Exit(1)
 
@@ -151,6 +159,32 @@ def _print_services(stack: Stack, state: StackState) -> None:
         _console().print(services_table(reports))
     else:
         _console().print("no live service runs (turn on the sensor keep_live in the UI, or market-pipeline run all)")
+
+
+def _print_streams(stack: Stack, state: StackState) -> None:
+    """Show the streams and the unread dead letters, where NATS can be asked for them."""
+    from market_pipeline.cli.road import streams_table, unread_text
+
+    found, why = _read_bus(stack, state)
+    if why:
+        _console().print(f"the streams cannot be asked for: {why}", style="yellow")
+    if found is not None:
+        _console().print(streams_table(found))
+        if text := unread_text(found):
+            _console().print(text, style="red", highlight=False)
+
+
+def _read_bus(stack: Stack, state: StackState | None) -> tuple[BusStatus | None, str]:
+    """Return what NATS says of its streams; None, and why, while it cannot be asked."""
+    from market_pipeline.bus.overview import read_bus_status
+
+    bus = state.component("nats") if state is not None else None
+    if bus is None or bus.state != "ready":
+        return None, ""
+    try:
+        return read_bus_status(stack.settings), ""
+    except BusError as error:
+        return None, str(error)
 
 
 def _console() -> Console:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 import structlog
 
+from market_pipeline.breaker import Breakers
 from market_pipeline.bus.session import BusSession, open_bus
 from market_pipeline.bus.spooling import spooling
 from market_pipeline.bus.streams import HISTORY
@@ -19,6 +20,7 @@ from market_pipeline.history.gather import Gather
 from market_pipeline.history.tracker import Tracker
 from market_pipeline.instruments_file import load_instruments
 from market_pipeline.live.bridge import BridgeWorker
+from market_pipeline.live.worker import insert_breaker
 from market_pipeline.market.instruments import Instruments
 from market_pipeline.settings import Settings
 from market_pipeline.stores import prepare
@@ -27,11 +29,13 @@ from market_pipeline.stores.bars import BarStore
 from market_pipeline.stores.clickhouse import connect as connect_store
 from market_pipeline.stores.clickhouse import probe as probe_store
 from market_pipeline.stores.ledgers import GapLedger, IngestLedger, VendorRequestLedger, VendorRequestRow
+from market_pipeline.tasks import end_tasks
 from market_pipeline.vendors.polygon import PolygonClient
 
 log = structlog.get_logger(__name__)
 
 Clock = Callable[[], datetime]
+FINISH_S = 20.0
 
 
 def utc_now() -> datetime:
@@ -70,16 +74,19 @@ async def open_runtime(
     vendor: bool = True,
     probe_vendor: bool = True,
     clock: Clock = utc_now,
+    breakers: Breakers | None = None,
 ) -> AsyncIterator[Runtime]:
     """Open the bus, the store and (unless told otherwise) the vendor; probe each before the first request.
 
     `probe_vendor` False is for what has work to do while the vendor is away. A bridge worker runs inside, so that a run
-    depends on no other process to get its batches stored.
+    depends on no other process to get its batches stored. `breakers` of the edges publish, insert and vendor are those
+    of a service that opens one runtime after another; default: the run's own.
 
     Raises:
         The typed error of the part that cannot do its work.
     """
     instruments = load_instruments(settings)
+    breakers = breakers or Breakers(settings.breaker)
     probes: dict[str, float] = {}
     async with AsyncExitStack() as stack:
         client = await asyncio.to_thread(connect_store, settings.clickhouse)
@@ -94,7 +101,7 @@ async def open_runtime(
         polygon: PolygonClient | None = None
         if vendor:
             polygon = await stack.enter_async_context(
-                PolygonClient(settings.vendor, bus.rate_gate(settings.vendor), clock)
+                PolygonClient(settings.vendor, bus.rate_gate(settings.vendor), clock, breakers)
             )
             if probe_vendor:
                 probes["vendor"] = await _timed(polygon.probe())
@@ -102,11 +109,13 @@ async def open_runtime(
 
         bars, ingest = BarStore(client), IngestLedger(client)
         consumer = await stack.enter_async_context(bus.consumer(HISTORY))
-        bridge = BridgeWorker(consumer, bars, ingest, bus, symbols=frozenset(instruments.keys))
+        bridge = BridgeWorker(
+            consumer, bars, ingest, bus, symbols=frozenset(instruments.keys), breaker=insert_breaker(breakers)
+        )
         stop = asyncio.Event()
         worker = asyncio.create_task(bridge.run(stop))
         stack.push_async_callback(_stop, worker, stop)
-        publisher = await stack.enter_async_context(spooling(bus, settings, f"history {run_id}"))
+        publisher = await stack.enter_async_context(spooling(bus, settings, f"history {run_id}", breakers))
         tracker = Tracker(
             bus,
             ingest,
@@ -153,8 +162,11 @@ async def _timed(awaitable: object) -> float:
 async def _stop(worker: asyncio.Task[None], stop: asyncio.Event) -> None:
     stop.set()
     try:
-        await asyncio.wait_for(worker, timeout=20)
-    except (TimeoutError, asyncio.CancelledError):
-        worker.cancel()
-    except BusError as error:  # the connection is closed for good: the run's own publishing has said so
+        await asyncio.wait((worker,), timeout=FINISH_S)
+    finally:
+        await end_tasks((worker,))
+    if not worker.cancelled() and (error := worker.exception()) is not None:
+        if not isinstance(error, BusError):
+            raise error
+        # The connection is closed for good: the run's own publishing has said so.
         log.warning("bridge_ended_early", error=str(error))

@@ -31,6 +31,7 @@ from market_pipeline.market.timeframes import DERIVED, timeframe
 from market_pipeline.settings import Settings
 from market_pipeline.stores.ticks import TickReader
 from market_pipeline.stores.vendor_requests import merged
+from market_pipeline.tasks import end_tasks
 
 Report = Callable[[Progress], None]
 
@@ -304,9 +305,7 @@ async def _each(jobs: Sequence[Callable[[], Awaitable[None]]], at_once: int) -> 
             except RangeNotLoaded as error:
                 failures.append(error)
     finally:
-        for pending in tasks:
-            pending.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(tasks)
     if len(failures) == 1:
         raise failures[0]
     if failures:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -23,6 +22,7 @@ from market_pipeline.live.claims import waves
 from market_pipeline.market.restatement import unproven
 from market_pipeline.stores.bars import BarStore, BatchRange, SeriesDigest
 from market_pipeline.stores.ledgers import IngestLedger, IngestRow
+from market_pipeline.tasks import end_tasks
 
 log = structlog.get_logger(__name__)
 
@@ -70,9 +70,7 @@ class Tracker:
             try:
                 yield self
             finally:
-                watcher.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await watcher
+                await end_tasks((watcher,))
                 if self._gate.batches_throttled:
                     log.info(
                         "run_was_throttled",

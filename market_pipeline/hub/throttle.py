@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 
 import structlog
 
@@ -15,6 +14,7 @@ from market_pipeline.bus.throttle import HISTORY_SERVICE, Throttle
 from market_pipeline.errors import BusError, BusUnreachable
 from market_pipeline.live.service import UNHEALTHY_AFTER_S, ServiceHealth
 from market_pipeline.settings import Settings, ThrottleSettings
+from market_pipeline.tasks import pause
 
 log = structlog.get_logger(__name__)
 
@@ -83,7 +83,7 @@ class ThrottleService:
                         await self._watch(bus, stop)
                 except BusUnreachable as error:  # at the start, or closed for good
                     self._away(error)
-                    await _pause(stop, RECONNECT_S)
+                    await pause(stop, RECONNECT_S)
         finally:
             self._state = "stopped"
 
@@ -109,7 +109,7 @@ class ThrottleService:
                 self._state, self._error, self._looked_at = "running", "", time.monotonic()
             except BusError as error:  # the client comes back by itself; a limit lapses meanwhile
                 self._away(error)
-            await _pause(stop, self._throttle.every_s)
+            await pause(stop, self._throttle.every_s)
 
     async def _look(self, bus: BusSession) -> None:
         self._lags = {stream: (await bus.lag(stream)).oldest_age_s for stream in STREAMS}
@@ -139,9 +139,3 @@ class ThrottleService:
 def _reason(lags: Mapping[str, float]) -> str:
     stream = max(lags, key=lags.__getitem__)
     return f"the oldest message of {stream} waits for the bridge since {lags[stream]:.1f} s"
-
-
-async def _pause(stop: asyncio.Event, seconds: float) -> None:
-    with suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await stop.wait()

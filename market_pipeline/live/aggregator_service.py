@@ -19,6 +19,7 @@ from market_pipeline.market.timeframes import to_ms
 from market_pipeline.settings import Settings
 from market_pipeline.stores.clickhouse import connect as connect_store
 from market_pipeline.stores.clickhouse import probe as probe_store
+from market_pipeline.tasks import end_tasks
 
 _NO_FACT = frozenset({"state", "problems", "name", "losses"})
 
@@ -109,9 +110,7 @@ class AggregatorService:
                     raise result
         finally:
             self._running = False
-            for task in (*work, stopped):
-                task.cancel()
-            await asyncio.gather(*work, stopped, return_exceptions=True)
+            await end_tasks((*work, stopped))
 
     def health(self) -> ServiceHealth:
         """Return the state of now.

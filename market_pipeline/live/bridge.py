@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 import polars as pl
 import structlog
 
+from market_pipeline.breaker import Breaker
 from market_pipeline.bus.consumer import BatchConsumer, Delivery
 from market_pipeline.bus.dead_letters import Reason
 from market_pipeline.bus.envelope import BatchHeaders, decode, now_ms
@@ -23,7 +24,7 @@ from market_pipeline.errors import UnreadableBatch
 from market_pipeline.live.claims import Claims, waves
 from market_pipeline.live.inspection import inspect
 from market_pipeline.live.salvage import Salvage
-from market_pipeline.live.worker import BridgeStats, StreamWorker
+from market_pipeline.live.worker import BridgeStats, StreamWorker, insert_breaker
 from market_pipeline.market.bars import split_valid
 from market_pipeline.market.restatement import compare
 from market_pipeline.stores.bars import BarStore, BatchRange
@@ -79,6 +80,7 @@ class BridgeWorker(StreamWorker):
         merge_lines: write one line a flush to the ledger, where many small batches share an id.
         executor: where blocking calls run; None: the event loop's threads.
         symbols: the keys that are stored, those of others go to dead letters; None: every symbol.
+        breaker: of the store; shown by whoever made it.
     """
 
     consumer: BatchConsumer
@@ -94,6 +96,7 @@ class BridgeWorker(StreamWorker):
     executor: Executor | None = None
     symbols: Collection[str] | None = None
     stats: BridgeStats = field(default_factory=BridgeStats)
+    breaker: Breaker = field(default_factory=insert_breaker)
     _claims: Claims = field(default_factory=Claims)
     _salvage: Salvage[_Outcome] = field(init=False)
 

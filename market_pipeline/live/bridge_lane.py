@@ -7,21 +7,24 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, fields
 
 import structlog
 
+from market_pipeline.breaker import Breaker, Breakers
 from market_pipeline.bus.consumer import BatchConsumer, Lag
 from market_pipeline.bus.session import BusSession, open_bus
 from market_pipeline.errors import BusError, BusUnreachable, MarketPipelineError, SettingsError, Transient
+from market_pipeline.instruments_file import load_instruments
 from market_pipeline.live.service import Fact
-from market_pipeline.live.worker import BridgeStats, StreamWorker
+from market_pipeline.live.worker import BridgeStats, StreamWorker, insert_breaker
 from market_pipeline.settings import Settings
 from market_pipeline.stores.clickhouse import Client
 from market_pipeline.stores.clickhouse import connect as connect_store
 from market_pipeline.stores.clickhouse import probe as probe_store
 from market_pipeline.stores.migrations import apply
+from market_pipeline.tasks import end_tasks, pause
 
 log = structlog.get_logger(__name__)
 
@@ -31,7 +34,21 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 5.0
 SAY_AGAIN_S = 30.0
 _GAUGES = ("settled_at", "away")
 
-MakeWorker = Callable[[BatchConsumer, Client, BusSession, Executor, BridgeStats], StreamWorker]
+
+@dataclass(frozen=True)
+class LaneParts:
+    """Hold what a lane's worker is made of. symbols: the keys that are stored."""
+
+    consumer: BatchConsumer
+    client: Client
+    bus: BusSession
+    threads: Executor
+    stats: BridgeStats
+    breaker: Breaker
+    symbols: frozenset[str]
+
+
+MakeWorker = Callable[[LaneParts], StreamWorker]
 
 
 @dataclass(frozen=True)
@@ -72,8 +89,12 @@ class Waiting:
 class Lane:
     """Run the worker of one stream; wait for whatever is away and open everything anew where that is needed."""
 
-    def __init__(self, spec: LaneSpec, settings: Settings, name: str, schema: asyncio.Lock) -> None:
-        """Prepare; `schema` lets one lane of the process at a time apply migrations and create streams."""
+    def __init__(self, spec: LaneSpec, settings: Settings, name: str, schema: asyncio.Lock, breakers: Breakers) -> None:
+        """Prepare; `schema` lets one lane of the process at a time apply migrations and create streams.
+
+        Each lane has a breaker of its own: what ClickHouse refuses of a backfill must not hold up a live bar.
+        """
+        self._breaker = insert_breaker(breakers, f"insert_{spec.stream.lower()}")
         self.spec, self._settings, self._name, self._schema = spec, settings, name, schema
         self.stats = BridgeStats()
         self.open = False
@@ -115,7 +136,7 @@ class Lane:
                 said_at = time.monotonic()
                 log.warning("bridge_lane_waits", stream=self.spec.stream, error=why)
             self.reopened += 1
-            await _wait(stop, pause_s * random.uniform(0.5, 1.0))
+            await pause(stop, pause_s * random.uniform(0.5, 1.0))
             pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
 
     @property
@@ -169,7 +190,9 @@ class Lane:
             threads = ThreadPoolExecutor(self.spec.threads, thread_name_prefix=f"bridge-{self.spec.stream.lower()}")
             stack.callback(threads.shutdown, wait=False, cancel_futures=True)
             consumer = await stack.enter_async_context(bus.consumer(self.spec.stream))
-            yield self.spec.make(consumer, client, bus, threads, self.stats), consumer
+            symbols = frozenset(load_instruments(self._settings).keys)
+            parts = LaneParts(consumer, client, bus, threads, self.stats, self._breaker, symbols)
+            yield self.spec.make(parts), consumer
 
     async def _work(self, worker: StreamWorker, consumer: BatchConsumer, stop: asyncio.Event) -> None:
         """Run the worker until `stop`, then give it `FINISH_S` for what it holds."""
@@ -188,11 +211,8 @@ class Lane:
         except SettingsError as error:  # somebody deleted the stream under us: it is created anew
             raise BusUnreachable(str(error)) from error
         finally:
-            ended.set()  # a cancellation alone may be lost: wait_for of Python 3.11 drops one that meets the answer
-            for task in (work, stopped, watch):
-                task.cancel()
-            with suppress(asyncio.CancelledError):
-                await asyncio.gather(work, stopped, watch, return_exceptions=True)
+            ended.set()
+            await end_tasks((work, stopped, watch))
 
     async def _watch(self, consumer: BatchConsumer, ended: asyncio.Event) -> None:
         """Ask the server every second how far the stream is behind."""
@@ -207,10 +227,4 @@ class Lane:
             except BusError as error:
                 if self._away is None:
                     self._away = (time.monotonic(), str(error))
-            await _wait(ended, LOOK_S)
-
-
-async def _wait(stop: asyncio.Event, seconds: float) -> None:
-    with suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await stop.wait()
+            await pause(ended, LOOK_S)

@@ -92,7 +92,7 @@ class CollectorService:
         Facts: ticks, batches, heartbeats, queue, queue_limit, dropped, stuck_s, losses, losses_waiting, lost_{cause},
         gaps (symbols whose events are being lost), epoch, collector_id, connections (to NATS, so far) and of each
         market {market}_connected, _frames, _ticks, _connects, _unreadable_frames, _bad_events and _frame_age_s.
-        Counters begin anew with a term of the lease.
+        Those of the spool are named spool_… and breaker_publish…. Counters begin anew with a term of the lease.
         """
         known = self._collector.health() if self._collector is not None else None
         waits_for = self._connected.waits_for if self._running else ""
@@ -120,6 +120,7 @@ def collector_facts(health: CollectorHealth) -> dict[str, Fact]:
             *("stuck_s", "dropped", "losses_waiting"),
         )
     }
+    facts |= health.spool
     facts["gaps"] = len(health.gaps)
     facts["losses"] = sum(health.losses.values())
     facts |= {f"lost_{cause}": count for cause, count in health.losses.items()}

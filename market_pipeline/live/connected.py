@@ -13,8 +13,8 @@ import structlog
 
 from market_pipeline.bus.session import BusSession, open_bus
 from market_pipeline.errors import BusUnreachable
-from market_pipeline.live.stopping import result_unless
 from market_pipeline.settings import NatsSettings
+from market_pipeline.tasks import end_tasks, pause, result_unless
 
 log = structlog.get_logger(__name__)
 
@@ -49,7 +49,7 @@ class Connected:
         Raises:
             BusAuthError, SettingsError: only a person can mend it. What the work raises, but for BusUnreachable.
         """
-        pause = FIRST_PAUSE_S
+        pause_s = FIRST_PAUSE_S
         while not stop.is_set():
             began = time.monotonic()
             try:
@@ -67,9 +67,9 @@ class Connected:
                     log.warning("service_waits_for_bus", service=self._name, error=str(error))
                 self.waits_for = str(error)
             if time.monotonic() - began > STABLE_S:
-                pause = FIRST_PAUSE_S
-            await result_unless(stop, asyncio.sleep(pause * random.uniform(0.5, 1.0)))
-            pause = min(LONGEST_PAUSE_S, pause * 2)
+                pause_s = FIRST_PAUSE_S
+            await pause(stop, pause_s * random.uniform(0.5, 1.0))
+            pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
 
     async def _work(self, bus: BusSession, work: Work) -> None:
         tasks = (asyncio.create_task(work(bus)), asyncio.create_task(_closed(bus)))
@@ -80,9 +80,7 @@ class Connected:
                 return
             raise BusUnreachable("the connection to NATS is closed for good: another one is opened")
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end_tasks(tasks)
 
 
 async def _closed(bus: BusSession) -> None:

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
+from market_pipeline.breaker import Breaker
 from market_pipeline.bus.consumer import BatchConsumer, Delivery
 from market_pipeline.bus.dead_letters import Reason
 from market_pipeline.bus.envelope import now_ms
 from market_pipeline.bus.external_envelope import ExternalHeaders, decode_external
 from market_pipeline.bus.session import BusSession
 from market_pipeline.errors import UnreadableBatch
-from market_pipeline.live.worker import BridgeStats, StreamWorker
+from market_pipeline.live.worker import BridgeStats, StreamWorker, insert_breaker
 from market_pipeline.market.external import compare_observations, split_valid_observations
 from market_pipeline.market.restatement import Changes
 from market_pipeline.stores.external import FIRST, LAST, ExternalStore
@@ -38,6 +39,7 @@ class ExternalWorker(StreamWorker):
     gather_s: float = 0.0
     executor: Executor | None = None
     stats: BridgeStats = field(default_factory=BridgeStats)
+    breaker: Breaker = field(default_factory=insert_breaker)
 
     async def _store(self, group: list[Delivery]) -> None:
         for delivery in group:

@@ -7,7 +7,6 @@ import os
 import socket
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 import structlog
@@ -17,6 +16,7 @@ from market_pipeline.bus.session import open_bus
 from market_pipeline.errors import BusError, MarketPipelineError, Terminal, VendorAuthError, VendorNotEntitled
 from market_pipeline.live.service import LiveService, ServiceHealth
 from market_pipeline.settings import Settings
+from market_pipeline.tasks import end_tasks, pause
 
 log = structlog.get_logger(__name__)
 
@@ -27,6 +27,7 @@ STABLE_S = 30.0
 MENDED_PAUSE_S = 60.0
 SAY_EVERY_S = 2.0
 STOP_S = 20.0
+LEAVE_S = 3.0
 _REFUSED = (VendorAuthError, VendorNotEntitled)
 
 
@@ -81,11 +82,10 @@ class LiveSupervisor:
             await asyncio.wait(tasks, timeout=STOP_S)
         finally:
             over.set()
-            for task in (*tasks, stopped):
-                task.cancel()
+            await end_tasks((*tasks, stopped))
             results = await asyncio.gather(*tasks, return_exceptions=True)
-            with suppress(asyncio.CancelledError, TimeoutError):
-                await asyncio.wait_for(saying, 3)
+            await asyncio.wait((saying,), timeout=LEAVE_S)
+            await end_tasks((saying,))
         for result in results:
             if isinstance(result, Exception):
                 raise result
@@ -114,7 +114,7 @@ class LiveSupervisor:
 
     async def _keep(self, kept: _Kept, over: asyncio.Event) -> None:
         """Run one service again and again."""
-        pause = FIRST_PAUSE_S
+        pause_s = FIRST_PAUSE_S
         name = kept.service.name
         while not over.is_set():
             began = time.monotonic()
@@ -142,15 +142,14 @@ class LiveSupervisor:
                 kept.busy = False
             kept.restarts += 1
             if time.monotonic() - began > STABLE_S:
-                pause = FIRST_PAUSE_S
+                pause_s = FIRST_PAUSE_S
             final = isinstance(error, Terminal)
             kept.state = "failed" if final else "waiting"
             kept.problem = str(error) if error else "ended by itself"
-            seconds = MENDED_PAUSE_S if final else pause
-            pause = min(LONGEST_PAUSE_S, pause * 2)
+            seconds = MENDED_PAUSE_S if final else pause_s
+            pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
             log.warning("service_again", service=name, in_s=seconds, error=kept.problem)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(over.wait(), seconds)
+            await pause(over, seconds)
 
     async def _prove(self, kept: _Kept, over: asyncio.Event) -> bool:
         """Probe until everything that the service needs does its work; False when told to stop before."""
@@ -165,8 +164,7 @@ class LiveSupervisor:
                 if str(error) != said:
                     log.warning("service_waits", service=kept.service.name, error=str(error))
                     said = str(error)
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(over.wait(), PROBE_EVERY_S)
+                await pause(over, PROBE_EVERY_S)
                 continue
             kept.proven = True
             return True
@@ -180,10 +178,8 @@ class LiveSupervisor:
                     registry = ServiceRegistry(bus)
                     while not over.is_set():
                         await registry.say(self.reports())
-                        with suppress(TimeoutError):
-                            await asyncio.wait_for(over.wait(), SAY_EVERY_S)
+                        await pause(over, SAY_EVERY_S)
                     await registry.leave(self.reports())
             except BusError as error:
                 log.debug("registry_away", error=str(error))
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(over.wait(), SAY_EVERY_S)
+                await pause(over, SAY_EVERY_S)

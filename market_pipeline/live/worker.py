@@ -12,11 +12,17 @@ from typing import Any, ParamSpec, TypeVar
 
 import structlog
 
+from market_pipeline.breaker import Breaker, Breakers
 from market_pipeline.bus.consumer import BatchConsumer, Delivery
 from market_pipeline.bus.session import BusSession
-from market_pipeline.errors import BusError, StoreError, Transient
+from market_pipeline.errors import BreakerOpen, BusError, StoreError, Transient
+from market_pipeline.stores.ingest_ledger import IngestLedger
+from market_pipeline.tasks import end_tasks, pause
 
 log = structlog.get_logger(__name__)
+
+PROBE_S = 1.0
+"""While its breaker is open a worker asks the store so often whether it does its work again."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -50,14 +56,23 @@ class BridgeStats:
         self.settled_at, self.away = time.monotonic(), ""
 
 
+def insert_breaker(breakers: Breakers | None = None, name: str = "insert") -> Breaker:
+    """Return the breaker of the edge to the store; what NATS does wrong says nothing about the store."""
+    return (breakers or Breakers()).of(name, of=(StoreError,))
+
+
 class StreamWorker:
     """Consume one stream until told to stop; a subclass says how a group is stored, and has these attributes.
 
     quiet_s: a group is taken as whole when nothing has come for so long; None: only after `gather_s`.
     executor: where blocking calls run; None: the event loop's threads, which everything else of the process shares.
+    breaker: of the store. While it is open nothing is fetched: the messages stay in the stream, for whoever can store
+        them. A probe of the store closes it, so that live bars don't wait for a trial.
     """
 
     consumer: BatchConsumer
+    ledger: IngestLedger
+    breaker: Breaker
     bus: BusSession
     max_group_rows: int
     max_group_batches: int
@@ -79,6 +94,8 @@ class StreamWorker:
         try:
             while not stop.is_set():
                 await slots.acquire()
+                if not await self._store_answers(stop):
+                    break
                 try:
                     group = await self._collect(stop)
                 except BusError as error:  # the broker is away: what it holds stays there
@@ -96,12 +113,25 @@ class StreamWorker:
                 task.add_done_callback(lambda _: slots.release())
             await asyncio.gather(*running)
         finally:
-            for task in running:
-                task.cancel()
+            await end_tasks(running)
 
     async def _store(self, group: list[Delivery]) -> None:
         """Store a group, and acknowledge or dead-letter each of its deliveries."""
         raise NotImplementedError
+
+    async def _store_answers(self, stop: asyncio.Event) -> bool:
+        """Wait while the breaker is not closed; False if told to stop before."""
+        while self.breaker.state != "closed":
+            self.breaker.try_now()
+            try:
+                with self.breaker.attempt():
+                    await self._thread(self.ledger.probe)
+            except (StoreError, BreakerOpen) as error:  # BreakerOpen: a group still in hand is the trial
+                if isinstance(error, StoreError):
+                    self.stats.away = str(error)
+                if await pause(stop, PROBE_S):
+                    return False
+        return not stop.is_set()
 
     async def _thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Make a blocking call in a thread of this worker's own."""
@@ -127,10 +157,14 @@ class StreamWorker:
         return group
 
     async def _handle(self, group: list[Delivery]) -> None:
-        """Store a group; when the store is away give it back and wait until it answers."""
+        """Store a group; when the store is away, or was just now, give it back."""
         try:
-            async with self.consumer.keep_alive(group):
-                await self._store(group)
+            with self.breaker.attempt():
+                async with self.consumer.keep_alive(group):
+                    await self._store(group)
+        except BreakerOpen:
+            self.stats.given_back += len(group)
+            await self._give_back(group)
         except StoreError as error:
             if not isinstance(error, Transient):
                 log.error("bridge_store_refuses", error=str(error))

@@ -6,39 +6,28 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Literal
 
 import httpx
 import psutil
 
 from market_pipeline.errors import MarketPipelineError
 from market_pipeline.local import disk, packages, ports
+from market_pipeline.local.check import Check
 from market_pipeline.local.components import COMPONENTS, Context, ProbeUnknown, select
+from market_pipeline.local.doctor_road import examine_spool, examine_streams
 from market_pipeline.local.layout import Home, is_private, user_name
 from market_pipeline.local.passwords import ALL as PASSWORDS
 from market_pipeline.local.stack import Stack
 from market_pipeline.local.state import StackState
 from market_pipeline.settings import Settings, load_settings
 
-Verdict = Literal["good", "warning", "wrong"]
 MIN_MEMORY_MB = 2048
 SLOW_FSYNC_MS = 10.0
 CLOCK_SKEW_S = 5.0
 _OLDEST_SANE = 1_735_689_600  # 2025-01-01: a clock before this was never set
 _VENDOR_TIMEOUT_S = 5.0
-
-
-@dataclass(frozen=True)
-class Check:
-    """One finding: what was looked at, what was seen, and what to do when it is not good."""
-
-    name: str
-    verdict: Verdict
-    seen: str
-    advice: str = ""
 
 
 def examine(home: Home, *, min_free_mb: int = disk.DEFAULT_MIN_FREE_MB) -> Iterator[Check]:
@@ -63,6 +52,9 @@ def examine(home: Home, *, min_free_mb: int = disk.DEFAULT_MIN_FREE_MB) -> Itera
     else:
         yield Check("stack", "good", f"supervisor {state.pid} is {state.phase}")
         yield from _components(home, settings, state)
+        if (nats := state.component("nats")) is not None and nats.state == "ready":
+            yield from examine_streams(settings)
+    yield from examine_spool(settings)
     yield from _vendor(settings)
 
 

@@ -12,7 +12,7 @@ import polars as pl
 
 from market_pipeline.market.bars import TS
 from market_pipeline.market.timeframes import TIMEFRAMES, from_ms
-from market_pipeline.stores.clickhouse import Client
+from market_pipeline.stores.clickhouse import Client, probe
 from market_pipeline.stores.seconds import AllBarStore
 from market_pipeline.stores.sql_files import load_sql
 
@@ -166,6 +166,10 @@ class IngestLedger:
 
     def __init__(self, client: Client) -> None:
         self._client = client
+
+    def probe(self) -> float:
+        """Prove that the store reads and writes; return the seconds that it took."""
+        return probe(self._client)
 
     def record(self, rows: Iterable[IngestRow]) -> None:
         """Write lines in one insert. A batch may be recorded again after a redelivery."""

@@ -30,6 +30,19 @@ from market_pipeline.stores.clickhouse import Client, connect
 from market_pipeline_tests.stores.frames import bar
 
 SYMBOLS = ("EURUSD", *(f"SYM{number:02d}" for number in range(1, 20)))
+BACKLOG = tuple(f"OLD{number:02d}" for number in range(70))
+INSTRUMENTS = "\n".join(
+    [
+        "instruments:",
+        '  - {symbol: EUR/USD, asset_class: forex, vendor_ticker: "C:EURUSD", calendar: forex, '
+        "history_start: 2014-01-01}",
+        *(
+            f"  - {{symbol: {name}, asset_class: stock, vendor_ticker: {name}, calendar: XNYS, "
+            "history_start: 2014-01-01}"
+            for name in (*SYMBOLS[1:], *BACKLOG)
+        ),
+    ]
+)
 
 
 class ClickHouse:
@@ -71,7 +84,9 @@ class ClickHouse:
 def settings_of(home: Path, nats: NatsSettings, clickhouse: ClickHouseSettings, **live: Any) -> Settings:
     """Return the settings of a test."""
     soon = nats.model_copy(update={"connect_timeout": 1.0})
-    return Settings(home=home, nats=soon, clickhouse=clickhouse, live=LiveSettings(**live))
+    file = home / "instruments.yaml"
+    file.write_text(INSTRUMENTS)
+    return Settings(home=home, instruments_file=file, nats=soon, clickhouse=clickhouse, live=LiveSettings(**live))
 
 
 def live_batch(frame: pl.DataFrame, batch_id: int, *, received_ms: int | None = None, run_id: str = "") -> EncodedBatch:

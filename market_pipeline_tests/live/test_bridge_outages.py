@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from market_pipeline.bus.envelope import now_ms
+from market_pipeline.bus.spool import Spool, SpoolRecord, spool_root, spool_status
+from market_pipeline.bus.subjects import market_subject
 from market_pipeline.errors import BusError
 from market_pipeline.live.bridge_service import BridgeService
 from market_pipeline_tests.integration.world import write_home
@@ -95,18 +98,27 @@ async def test_clickhouse_killed_under_load_loses_nothing_and_buries_nothing(
         await loading
         assert service.health().facts["live_batches"] < sent * 20, "it must have died under load"
         await load(20)
-        await eventually(lambda: not service.health().healthy)
+        await eventually(lambda: any("none was stored" in text for text in service.health().problems))
+        await eventually(lambda: service.health().facts["breaker_insert_live"] == "open")
         health = service.health()
         assert health.state == "waiting"
-        assert "batches wait and none was stored" in health.problems[0]
+        assert any("insert_live is away" in text and str(clickhouse.port) in text for text in health.problems)
+        assert health.facts["breaker_insert_history"] == "closed", "nothing was asked of ClickHouse there"
         held = int(health.facts["live_unacknowledged"])
         assert held <= 256, "what is held in memory is bounded; the rest stays in the stream"
+        tried = health.facts["live_outages"]
+        await load(5)
+        assert service.health().facts["live_outages"] <= int(tried) + 3, "no group is fetched while it is open"
         await asyncio.to_thread(clickhouse.start)
-        await desk.until(STORED, 1200)
+        # a probe closes it: live bars do not wait for the trial after open_s
+        assert settings.breaker.open_s == 60
+        await desk.until(STORED, 1300, 25)
         await desk.drained("LIVE")
+        assert service.health().facts["breaker_insert_live"] == "closed"
+        assert service.health().facts["breaker_insert_live_opened"] == 1
         await eventually(lambda: service.health().healthy and service.health().state == "running")
         assert await desk.letters() == 0
-        assert await desk.number("SELECT toInt64(sum(new_rows)) AS n FROM ingest_batches") <= 1200
+        assert await desk.number("SELECT toInt64(sum(new_rows)) AS n FROM ingest_batches") <= 1300
         assert service.health().facts["live_outages"] > 0
 
 
@@ -184,3 +196,30 @@ async def test_nats_restarted_and_connections_closed_for_good_are_survived(
 async def test_a_stopped_bridge_is_not_healthy(tmp_path: Path, clickhouse: ClickHouse, nats: NatsProcess) -> None:
     service = BridgeService(settings_of(tmp_path, nats.settings, clickhouse.settings()))
     assert (service.health().state, service.health().problems) == ("stopped", ("not running",))
+
+
+async def test_what_a_dead_process_left_in_the_spool_is_published_and_stored(
+    tmp_path: Path, clickhouse: ClickHouse, nats: NatsProcess
+) -> None:
+    settings = settings_of(tmp_path, nats.settings, clickhouse.settings())
+    write_home(settings)
+    nats.kill()
+    async with bridge(settings, running=False) as service:  # NATS may be away for its whole life
+        await eventually(lambda: "waiting" in service.health().state)
+    nats.start()
+    async with open_desk(settings) as desk:
+        sent = flush(minute_before(now_ms()))
+        spool = Spool(spool_root(settings), "the dead one", settings.spool)
+        for each in sent:
+            subject = market_subject(each.headers.symbol, "1s")
+            await spool.append(
+                SpoolRecord(subject, secrets.token_hex(8), each.headers.to_nats(), each.payload, now_ms())
+            )
+        await spool.close()  # the lock is free now, as when the process is gone
+        async with bridge(settings) as service:
+            await desk.until(STORED, 20)
+            await desk.drained("LIVE")
+            await eventually(lambda: spool_status(spool_root(settings)) == [])
+            facts = service.health().facts
+        assert (facts["spool_adopted"], facts["spool_drained"], facts["spool_waiting"]) == (1, 20, 0)
+        assert facts["breaker_publish"] == "closed"

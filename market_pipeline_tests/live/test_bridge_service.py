@@ -27,6 +27,7 @@ from market_pipeline.market.timeframes import from_ms
 from market_pipeline.stores.external import ExternalStore
 from market_pipeline.stores.ledgers import IngestLedger
 from market_pipeline_tests.live.bridging import (
+    BACKLOG,
     SYMBOLS,
     ClickHouse,
     Desk,
@@ -137,6 +138,7 @@ async def test_what_is_poison_is_buried_alone(desk: Desk) -> None:
             garbage,
             live_batch(broken.with_columns(close=9.0, revision=pl.lit(1_800_000_000_000, pl.UInt64)), 78),
             *sent[2:],
+            *flush(end, ["NOBODY"]),
         ]
     )
     async with bridge(desk.settings) as service:
@@ -147,14 +149,16 @@ async def test_what_is_poison_is_buried_alone(desk: Desk) -> None:
     letters = [await desk.bus.js.get_msg("DEAD_LETTERS", seq) for seq in range(1, 1 + await desk.letters())]
     assert sorted(letter.subject for letter in letters) == [
         "dlq.LIVE.malformed_row",
+        "dlq.LIVE.unknown_symbol",
         "dlq.LIVE.unreadable_envelope",
         "dlq.LIVE.unreadable_payload",
     ]
+    assert await desk.number("SELECT count() AS n FROM bars_1s WHERE symbol = 'NOBODY'") == 0
 
 
 async def test_history_that_nobody_drains_is_drained_and_live_does_not_wait_for_it(desk: Desk) -> None:
     """A backlog of 1.2 million rows lies there; flush after flush is stored before it is worked off."""
-    frames = [minutes(17_000, seed=number, symbol=f"OLD{number:02d}") for number in range(70)]
+    frames = [minutes(17_000, seed=number, symbol=symbol) for number, symbol in enumerate(BACKLOG)]
     backlog = [batch for frame in frames for batch in encode_batches(frame.drop("batch_id"), correlation_id="old")]
     for batch in backlog:
         await desk.publish([batch], history_subject(batch.headers.symbol, "1m"))

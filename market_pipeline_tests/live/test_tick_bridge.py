@@ -160,10 +160,15 @@ async def test_postgres_away_under_load(nats: NatsProcess, bus: BusSession, tmp_
             await until(lambda: any("none was stored" in problem for problem in service.health().problems))
             held = (await bus.js.consumer_info(TICKS, "ticks")).num_ack_pending or 0
             assert held <= 4 * 512
+            await until(lambda: service.health().facts["breaker_tick_write"] == "open")
+            # what was held is given back with the lease: whoever stands by may try
+            await until(lambda: service.health().state == "waiting" and not service.health().healthy)
+            assert any("tick_write is away" in problem for problem in service.health().problems)
             await asyncio.to_thread(stack.start)
             await drained(bus)
             await until(lambda: service.health().healthy)
             facts = service.health().facts
+        assert (facts["breaker_tick_write"], facts["breaker_tick_write_opened"]) == ("closed", 1)
         with TickReader(settings.postgres) as reader:
             assert values(stored(reader, "EURUSD")) == values(frame)
             assert lost(reader, "EURUSD") == []

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+from typer.testing import CliRunner
 
+from market_pipeline.bus.dead_letter import DeadLetter, Reason
+from market_pipeline.bus.dead_letters import publish_letter
+from market_pipeline.bus.lag import Lag
+from market_pipeline.bus.overview import StreamStatus
+from market_pipeline.bus.session import open_bus
+from market_pipeline.bus.spool import Spool, SpoolRecord, spool_root
+from market_pipeline.bus.streams import STREAMS
+from market_pipeline.cli import build_app
 from market_pipeline.errors import LocalStackError
 from market_pipeline.local import locks, ports
 from market_pipeline.local.doctor import examine
+from market_pipeline.local.doctor_road import examine_spool, examine_streams, judge_stream
 from market_pipeline.local.stack import Stack
 from market_pipeline_tests.local.clients import clickhouse, modes, read_everywhere, write_everywhere
 
@@ -155,6 +169,65 @@ def test_doctor_sees_an_open_file(stack: Stack) -> None:
         secret.chmod(0o600)
     assert found["permissions"].verdict == "wrong"
     assert str(secret) in found["permissions"].advice
+
+
+def test_status_and_doctor_show_streams_dead_letters_and_the_spool(stack: Stack) -> None:
+    settings = stack.settings
+
+    async def fill() -> None:
+        async with open_bus(settings.nats, "test") as bus:
+            await bus.ensure_streams(scale=1 / 64)
+            await bus.js.publish("market.EURUSD.1m", b"x" * 1000)
+            await publish_letter(
+                bus.js, DeadLetter(Reason.INSERT_FAILED, "LIVE", "market.EURUSD.1m", 1, "c", b"", "no")
+            )
+        spool = Spool(spool_root(settings), "collector default", settings.spool)
+        for number in range(3):
+            await spool.append(SpoolRecord("market.EURUSD.tick", f"id{number}", {}, b"ticks", 1_700_000_000_000))
+        await spool.close()
+
+    asyncio.run(fill())
+    home = ["--home", str(stack.home.root)]
+    shown = CliRunner().invoke(build_app(), ["status", *home], catch_exceptions=False)
+    assert "collector default" in shown.output
+    assert "nobody: a bridge drains it" in shown.output
+    assert "1 dead letters are unread (1 insert_failed of LIVE)" in " ".join(shown.output.split())
+    assert all(name in shown.output for name in STREAMS)
+
+    told = json.loads(CliRunner().invoke(build_app(), ["status", "--json", *home], catch_exceptions=False).output)
+    live = next(each for each in told["streams"] if each["name"] == "LIVE")
+    assert (live["exists"], live["messages"], live["lag"]["num_pending"]) == (True, 1, 1)
+    assert live["limit"] == STREAMS["LIVE"].bytes_at(1 / 64)
+    assert told["dead_letters_unread"] == [{"stream": "LIVE", "reason": "insert_failed", "letters": 1}]
+    assert [(each["name"], each["records"], each["adoptable"]) for each in told["spool"]] == [
+        ("collector default", 3, True)
+    ]
+
+    found = {check.name: check for check in examine(stack.home)}
+    assert found["spool"].verdict == "warning"
+    assert "3 records of collector default" in found["spool"].seen
+    assert "run bridge" in found["spool"].advice
+    assert found["dead letters"].seen == "1 unread"
+
+    # without NATS there is the spool alone
+    away = settings.model_copy(update={"nats": settings.nats.model_copy(update={"url": "nats://127.0.0.1:9"})})
+    assert [check.verdict for check in examine_streams(away)] == ["warning"]
+    shutil.rmtree(spool_root(settings))
+    assert [check.verdict for check in examine_spool(settings)] == ["good"]
+
+
+def test_the_doctor_judges_a_stream_by_its_room_and_by_what_is_not_stored() -> None:
+    def verdicts(**facts: Any) -> list[str]:
+        status = StreamStatus(**{"name": "LIVE", "exists": True, "limit": 100, "lag": Lag(0, 0, 0.0)} | facts)
+        return [check.verdict for check in judge_stream(status, lag_s=30.0)]
+
+    assert verdicts(exists=False) == ["warning"]
+    assert verdicts(bytes=79) == []
+    assert verdicts(bytes=80) == ["warning"]
+    assert verdicts(bytes=95) == ["wrong"]
+    assert verdicts(bytes=99, discards_old=True) == [], "a full TICKS is as it should be"
+    assert verdicts(lag=Lag(3, 0, 29.0)) == []
+    assert verdicts(lag=Lag(0, 3, 31.0)) == ["warning"]
 
 
 def test_two_stacks_side_by_side(stack: Stack, tmp_path: Path) -> None:

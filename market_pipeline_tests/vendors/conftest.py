@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from market_pipeline.breaker import Breakers
 from market_pipeline.settings import VendorSettings
 from market_pipeline.vendors.base import MinutePage
 from market_pipeline.vendors.polygon import PolygonClient
@@ -65,14 +66,16 @@ class Bench:
 @pytest.fixture
 def bench() -> Callable[..., AbstractAsyncContextManager[Bench]]:
     @asynccontextmanager
-    async def open_bench(answer: Callable[[Asked], Reply], **settings: Any) -> AsyncIterator[Bench]:
+    async def open_bench(
+        answer: Callable[[Asked], Reply], breakers: Breakers | None = None, **settings: Any
+    ) -> AsyncIterator[Bench]:
         async with ScriptedVendor(answer) as vendor:
             quick = {"backoff_initial_s": 0.002, "backoff_max_s": 0.01, "max_attempts": 3, "timeout_s": 2.0}
             vendor_settings = VendorSettings(
                 **{"base_url": vendor.base_url, "api_key": SecretStr(KEY), **quick, **settings}
             )
             gate = CountingGate()
-            async with PolygonClient(vendor_settings, gate) as client:
+            async with PolygonClient(vendor_settings, gate, breakers=breakers) as client:
                 yield Bench(client, vendor, gate)
 
     return open_bench

@@ -21,6 +21,7 @@ from market_pipeline.market.instruments import Instrument
 from market_pipeline.market.timeframes import DERIVED
 from market_pipeline.settings import Settings
 from market_pipeline.stores.vendor_requests import merged
+from market_pipeline.tasks import pause
 
 log = structlog.get_logger(__name__)
 
@@ -127,7 +128,7 @@ class LiveDeriver:
                         self._failing_since = time.monotonic()
                         log.warning("live_derivation_waits", error=str(error))
                     self._error = str(error)
-                    await _wait(stop, AGAIN_S)
+                    await pause(stop, AGAIN_S)
         finally:
             self._running = False
 
@@ -155,7 +156,7 @@ class LiveDeriver:
             if self._failing_since is not None:
                 self._failing_since = None
                 log.info("live_derivation_goes_on")
-            await _wait(stop, EVERY_S)
+            await pause(stop, EVERY_S)
 
     async def _look(self, rt: Runtime) -> None:
         """Touch the windows of the minutes that are stored meanwhile; those of a flush once all of them are."""
@@ -191,11 +192,3 @@ class LiveDeriver:
             raise
         self.derived += len(windows)
         self.written += sum(counts.written for counts in report.timeframes.values())
-
-
-async def _wait(stop: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await stop.wait()
-    except TimeoutError:
-        return

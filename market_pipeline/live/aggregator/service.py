@@ -26,9 +26,9 @@ from market_pipeline.live.aggregator.health import AggregatorHealth, State, prob
 from market_pipeline.live.aggregator.warm_up import warm_up
 from market_pipeline.live.collector.loss_recorder import LossRecorder
 from market_pipeline.live.service import UNHEALTHY_AFTER_S
-from market_pipeline.live.stopping import unless
 from market_pipeline.market.instruments import Instrument
 from market_pipeline.market.live_facts import LiveCounts, LiveRules
+from market_pipeline.tasks import end_tasks, unless
 
 log = structlog.get_logger(__name__)
 
@@ -132,8 +132,7 @@ class Aggregator:
         finally:
             self._state = "stopped"
             await self._lease.release()
-            recorder.cancel()
-            await asyncio.gather(recorder, return_exceptions=True)
+            await end_tasks((recorder,))
 
     def health(self) -> AggregatorHealth:
         """Return the state of now."""

@@ -17,7 +17,6 @@ from market_pipeline.bus.lease import Lease
 from market_pipeline.bus.losses import LossBucket, LossInterval, LossSink
 from market_pipeline.bus.session import BusSession
 from market_pipeline.bus.spooling_ticks import SpoolingTicks
-from market_pipeline.bus.tasks import end_tasks
 from market_pipeline.bus.tick_publisher import TickPublisher
 from market_pipeline.errors import BusUnreachable, SettingsError, VendorAuthError
 from market_pipeline.live.collector.health import CollectorHealth, State, problems_of, stream_health
@@ -26,10 +25,10 @@ from market_pipeline.live.collector.intake import Intake
 from market_pipeline.live.collector.lanes import Lane
 from market_pipeline.live.collector.loss_recorder import LossRecorder
 from market_pipeline.live.collector.outlet import Lanes, TickOutlet
-from market_pipeline.live.stopping import unless
 from market_pipeline.market.instruments import Instrument
 from market_pipeline.market.timeframes import to_ms
 from market_pipeline.settings import Settings
+from market_pipeline.tasks import end_tasks, unless, when
 from market_pipeline.vendors.polygon.stream import MARKETS, PolygonStream, stream_url, topics_of
 from market_pipeline.vendors.polygon.stream.names import PRIMARY_KIND
 
@@ -111,7 +110,7 @@ class Collector:
         finally:
             self._state = "stopped"
             await self._lease.release()
-            await _end([recorder])
+            await end_tasks([recorder])
             if self._spooling is not None:
                 await self._spooling.close()
 
@@ -160,7 +159,7 @@ class Collector:
         self._streams = self._new_streams()
         self._lanes = self._new_lanes()
         ended = asyncio.Event()
-        watch = [asyncio.create_task(_when(event, ended)) for event in (stop, self._lease.lost)]
+        watch = [asyncio.create_task(when(event, ended)) for event in (stop, self._lease.lost)]
         try:
             if not await unless(ended, self._inherit()):
                 return
@@ -173,13 +172,13 @@ class Collector:
             over = asyncio.create_task(ended.wait())
             try:
                 await self._watch(streams, lanes, over)
-                await _end(streams)
+                await end_tasks(streams)
                 if not self._lease.lost.is_set() and not await self._lanes.drained(DRAIN_S):
                     log.warning("ticks_left_behind", waiting=self._intake.size)
             finally:
-                await _end([*streams, *lanes, over])
+                await end_tasks([*streams, *lanes, over])
         finally:
-            await _end(watch)
+            await end_tasks(watch)
 
     async def _watch(
         self, streams: list[asyncio.Task[None]], lanes: list[asyncio.Task[None]], over: asyncio.Task[Any]
@@ -269,13 +268,3 @@ class Collector:
         """Build the calendars, which takes a second for an exchange's."""
         for each in self._instruments:
             self._hours_of(each.calendar).is_open(self._clock())
-
-
-async def _when(event: asyncio.Event, then: asyncio.Event) -> None:
-    await event.wait()
-    then.set()
-
-
-async def _end(tasks: Sequence[asyncio.Future[Any]]) -> None:
-    """Cancel tasks and wait until they have ended."""
-    await end_tasks(tasks)

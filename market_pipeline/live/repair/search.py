@@ -15,11 +15,13 @@ from market_pipeline.live.repair.losses import whole
 from market_pipeline.market.gaps import classify, lacking_minutes, runs
 from market_pipeline.market.instruments import Instrument
 from market_pipeline.market.sessions import calendar
+from market_pipeline.settings import Settings
 from market_pipeline.stores.gap_merge import OPEN
-from market_pipeline.stores.vendor_requests import Interval
+from market_pipeline.stores.vendor_requests import Interval, merged
 
 BEFORE = timedelta(days=35)
 """How far before the look back the end of history is looked for: what is older the daily monitor finds."""
+SHARE_OF_RATE = 0.5
 
 
 def end_of_history(rt: Runtime, instrument: Instrument, before: datetime) -> datetime:
@@ -29,6 +31,16 @@ def end_of_history(rt: Runtime, instrument: Instrument, before: datetime) -> dat
     return midnight(last) if isinstance(last, date) else before
 
 
+def asks_apart(settings: Settings, symbols: int) -> timedelta:
+    """Return the least time between two requests for one symbol: settle, or more where the plan's rate is low.
+
+    All symbols together take half of the rate at most; the rest is left to loads.
+    """
+    vendor = settings.vendor
+    seconds = vendor.rate_window_s * symbols / (vendor.rate * SHARE_OF_RATE)
+    return max(settings.history.settle, timedelta(seconds=seconds))
+
+
 def search(
     rt: Runtime, instrument: Instrument, span: Interval, losses: Sequence[Interval], now: datetime
 ) -> list[Interval]:
@@ -36,7 +48,8 @@ def search(
 
     A minute is lacking if its market was open and no complete bar of it wins. Its cause is `lost` where `losses` touch
     it; `pending_settle` where it is not due yet, or has a bar that is not complete; else `not_loaded`. Due are minutes
-    older than settle and lateness that the vendor was not asked for within the last `lateness`: its bar may be late.
+    older than settle and lateness that the vendor was not asked for within the last `lateness`: its bar may be late;
+    of these `worth_asking` chooses.
     """
     start, end = span
     history = rt.settings.history
@@ -52,9 +65,30 @@ def search(
     rt.gaps.sync(instrument.key, start, end, lacking, now=now)
     if due <= start:
         return []
-    table = rt.gaps.table([instrument.key], start, due, states=(OPEN,))
-    again = table.filter(pl.col("last_attempt").is_null() | (pl.col("last_attempt") <= now - history.lateness))
-    return [(max(a, start), min(b, due)) for a, b in again.select("start_ts", "end_ts").rows()]
+    table = rt.gaps.table([instrument.key], start, end, states=(OPEN,))
+    bounds = pl.col("start_ts", "end_ts")
+    again = table.filter(
+        pl.col("start_ts") < due, pl.col("last_attempt").is_null() | (pl.col("last_attempt") <= now - history.lateness)
+    )
+    wanted = [(max(a, start), min(b, due)) for a, b in again.select(bounds).rows()]
+    return worth_asking(wanted, merged(table.select(bounds).rows()), due, history.settle)
+
+
+def worth_asking(
+    wanted: Sequence[Interval], gaps: Sequence[Interval], due: datetime, enough: timedelta
+) -> list[Interval]:
+    """Return what of the wanted intervals, all before `due`, is to be asked for now.
+
+    `gaps`: what is lacking, whole. The seam falls due minute by minute: of a gap that reaches beyond `due` nothing is
+    asked for until `enough` of it has come together.
+    """
+    growing = next((gap for gap in gaps if gap[0] < due < gap[1]), None)
+    if growing is None:
+        return list(wanted)
+    inside = [one for one in wanted if one[0] >= growing[0]]
+    if not inside or due - inside[0][0] >= enough:
+        return list(wanted)
+    return [one for one in wanted if one[0] < growing[0]]
 
 
 def settled(losses: Iterable[LossInterval], still_open: pl.DataFrame, due: datetime) -> list[LossInterval]:

@@ -11,6 +11,7 @@ from datetime import datetime
 import polars as pl
 import structlog
 
+from market_pipeline.breaker import Breakers
 from market_pipeline.errors import (
     BusAuthError,
     InputError,
@@ -30,7 +31,7 @@ from market_pipeline.history.reports import DeriveReport, SymbolLoad
 from market_pipeline.history.runtime import Clock, Runtime, open_runtime, utc_now
 from market_pipeline.history.wanted import midnight, minutes_of
 from market_pipeline.live.repair.losses import KnownLosses, lost_minutes
-from market_pipeline.live.repair.search import end_of_history, search, settled
+from market_pipeline.live.repair.search import asks_apart, end_of_history, search, settled
 from market_pipeline.live.service import Fact, ServiceHealth
 from market_pipeline.market.bars import LIVE_GAP_FILLED
 from market_pipeline.market.instruments import Instrument
@@ -38,6 +39,8 @@ from market_pipeline.market.timeframes import DERIVED, floor
 from market_pipeline.settings import Settings
 from market_pipeline.stores.gap_merge import OPEN
 from market_pipeline.stores.vendor_requests import Interval, merged
+from market_pipeline.tasks import end_tasks, pause
+from market_pipeline.vendors.polygon import BREAKER
 
 log = structlog.get_logger(__name__)
 
@@ -80,6 +83,8 @@ class RepairService:
         self._losses = KnownLosses(settings.postgres)
         self._state = "stopped"
         self._away = ""
+        # They outlive a runtime: each failure opens another.
+        self._breakers = Breakers(settings.breaker)
         self._failing: dict[str, str] = {}
         self._since: dict[str, datetime] = {}
         self._asked: dict[str, datetime] = {}
@@ -88,6 +93,7 @@ class RepairService:
         self._open = pl.DataFrame()
         self._looked_at: datetime | None = None
         self._lost = 0
+        self._vendor_away = False
 
     @property
     def name(self) -> str:
@@ -120,6 +126,7 @@ class RepairService:
                         root_run_id=self._run_id,
                         probe_vendor=False,
                         clock=self._clock,
+                        breakers=self._breakers,
                     ) as rt:
                         await _bounded(self._work(rt, stop), stop)
                 except (SettingsError, InputError, VendorAuthError, BusAuthError, StoreAuthError):
@@ -129,7 +136,7 @@ class RepairService:
                     if self._state != "waiting":
                         log.warning("live_repair_waits", error=str(error))
                     self._state, self._away = "waiting", str(error)
-                    await _wait(stop, min(AGAIN_S, self._settings.live.repair_every_s))
+                    await pause(stop, min(AGAIN_S, self._settings.live.repair_every_s))
         finally:
             if self._state != "failed":
                 self._state = "stopped"
@@ -143,6 +150,7 @@ class RepairService:
         elif self._state not in ("starting", "running"):
             problems.append("not running")
         problems += [f"{symbol}: {error}" for symbol, error in sorted(self._failing.items())]
+        problems += self._breakers.problems()
         if self._losses.away:
             problems.append(f"losses that the tick store recorded are {self._losses.tick_store}")
         oldest = self._open["start_ts"].min() if self._open.height else None
@@ -163,15 +171,18 @@ class RepairService:
             "windows_waiting": sum(len(spans) for spans in self._underived.values()),
             "tick_store_losses": self._losses.tick_store,
         }
-        return ServiceHealth(self.name, self._state, tuple(problems), facts)
+        return ServiceHealth(self.name, self._state, tuple(problems), facts | self._breakers.facts())
 
     async def _work(self, rt: Runtime, stop: asyncio.Event) -> None:
         while not stop.is_set():
             await self._look(rt)
-            if self._state == "waiting":
-                log.info("live_repair_goes_on")
-            self._state, self._away = "running", ""
-            await _wait(stop, self._settings.live.repair_every_s)
+            if self._vendor_away:
+                self._state, self._away = "waiting", "the vendor is away"
+            else:
+                if self._state == "waiting":
+                    log.info("live_repair_goes_on")
+                self._state, self._away = "running", ""
+            await pause(stop, self._settings.live.repair_every_s)
 
     async def _look(self, rt: Runtime) -> None:
         """Look at every symbol, then repair, that with the oldest gap first."""
@@ -191,17 +202,21 @@ class RepairService:
         stored = await self._losses.in_tick_store(spans)
 
         todo: list[tuple[Instrument, list[Interval]]] = []
+        apart, vendor = asks_apart(self._settings, len(self._instruments)), self._breakers.of(BREAKER)
         for each in self._instruments:
             lost = lost_minutes([loss for loss in recorded if loss.symbol == each.key], stored.get(each.key, []))
             wanted = await asyncio.to_thread(search, rt, each, spans[each.key], lost, now)
             if self._looked_at is None and spans[each.key][0] < due:
                 # A crash between a repair and its derivation leaves no trace: all it may have touched is derived again.
                 self._underived.setdefault(each.key, [(spans[each.key][0], due)])
-            # A thin market lacks a minute every few minutes: they are asked for together, at most once a settle.
+            # A thin market lacks a minute every few minutes: they are asked for together.
             asked = self._asked.get(each.key)
-            todo.append((each, wanted if asked is None or now - asked >= self._settings.history.settle else []))
+            waits = vendor.state == "open" or (asked is not None and now - asked < apart)
+            todo.append((each, [] if waits else wanted))
         await self._note(rt, spans, due)
         self._looked_at = now
+        # While it is open the failures of before stand; nothing is asked, and the look goes on.
+        self._vendor_away = vendor.state == "open"
 
         todo.sort(key=lambda one: one[1][0] if one[1] else (now, now))
         slots = asyncio.Semaphore(self._settings.history.symbols_at_once)
@@ -306,14 +321,4 @@ async def _bounded(work: object, stop: asyncio.Event) -> None:
         else:
             log.warning("live_repair_left_in_the_middle")
     finally:
-        stopped.cancel()
-        task.cancel()
-        await asyncio.gather(task, stopped, return_exceptions=True)
-
-
-async def _wait(stop: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await stop.wait()
-    except TimeoutError:
-        return
+        await end_tasks((task, stopped))

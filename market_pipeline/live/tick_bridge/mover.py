@@ -1,7 +1,8 @@
 """One term of the tick bridge: from TICKS into the tick store, in order, for as long as the lease is held.
 
 Three groups are in memory at most: one is stored, one is decoded, one is fetched. While PostgreSQL is away they are
-kept alive and tried again, and nothing more is fetched: the rest stays in the stream.
+kept alive and tried again, and nothing more is fetched: the rest stays in the stream. When the breaker opens the term
+ends, and the lease with it, so that a bridge that stands by may try; what was held comes again in the next term.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TypeVar
 
 import structlog
 
+from market_pipeline.breaker import Breaker
 from market_pipeline.bus.checkpoint import Checkpoints
 from market_pipeline.bus.consumer import KEEP_ALIVE_S, BatchConsumer, Delivery
 from market_pipeline.bus.dead_letters import Reason
@@ -25,12 +27,13 @@ from market_pipeline.live.tick_bridge.latest_writer import LatestWriter
 from market_pipeline.live.tick_bridge.meter import Counts, Meter
 from market_pipeline.live.tick_bridge.place import Place, resume
 from market_pipeline.live.tick_bridge.source import OrderedSource
-from market_pipeline.live.tick_bridge.tasks import end, pause
 from market_pipeline.stores.ticks import BatchResult, Outcome, TickBatch, TickStore
+from market_pipeline.tasks import end_tasks, pause
 
 log = structlog.get_logger(__name__)
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.25, 5.0
+PROBE_S = 1.0
 MAX_ATTEMPTS = 10
 """Attempts after which a batch that the store refuses, while it takes others, goes to dead letters."""
 REFUSED_WAIT_S = 0.2
@@ -40,6 +43,10 @@ T = TypeVar("T")
 
 class TermEnded(Exception):
     """Told to end while the store is away."""
+
+
+class StoreAway(Exception):
+    """The breaker of the tick store has opened: what is held is given back."""
 
 
 class TickMover:
@@ -53,6 +60,7 @@ class TickMover:
         counts: Counts,
         meter: Meter,
         latest: LatestWriter,
+        breaker: Breaker,
         *,
         name: str,
         held: Callable[[], bool],
@@ -62,6 +70,7 @@ class TickMover:
         """Prepare; `name` is the place's, `held` says whether we may still write it; `ended` ends the term."""
         self._bus, self._consumer, self._store = bus, consumer, store
         self._counts, self._meter, self._latest = counts, meter, latest
+        self._breaker, self._waits_for_store = breaker, True
         self._name, self._may_save = name, held
         self._ended, self._gather_s = ended, gather_s
         self._checkpoints = Checkpoints(bus)
@@ -69,7 +78,7 @@ class TickMover:
         self._held: list[Sequence[Delivery]] = []
         self._place = Place("", 0)
         self._saved: Place | None = None
-        self.store_problem = ""
+        self.store_problem = breaker.snapshot().last_error if breaker.state != "closed" else ""
         self.progress_at = time.monotonic()
 
     @property
@@ -97,6 +106,7 @@ class TickMover:
         self._place, gone = resume(known, span, floor)
         self._saved = known
         await self._patiently(self._store.start)
+        self._waits_for_store = False
         if gone is not None:
             await self._note_hole(gone)
         await self._consumer.reset()
@@ -108,6 +118,7 @@ class TickMover:
             StreamReplaced, BusError, SettingsError: a new term must begin.
             StoreAuthError: the store refuses the user.
             TermEnded: while the store was away.
+            StoreAway: its breaker has opened.
         """
         source = OrderedSource(
             self._bus, self._consumer, self._place.stream, self._place.seq + 1, self._hole, gather_s=self._gather_s
@@ -125,7 +136,7 @@ class TickMover:
                 if task.done():
                     task.result()
         finally:
-            await end(tasks)
+            await end_tasks(tasks)
 
     async def _feed(self, source: OrderedSource) -> None:
         while not self._ended.is_set():
@@ -235,11 +246,22 @@ class TickMover:
         return list(report.results)
 
     async def _patiently(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Do the work, as often as the store is away; it makes no difference to do it twice."""
+        """Do the work, as often as the store is away; it makes no difference to do it twice.
+
+        While nothing is held, and the breaker is open, the work itself is the trial, every second.
+
+        Raises:
+            StoreAway: the breaker has opened while deliveries were held.
+        """
         wait_s = FIRST_WAIT_S
         while True:
+            if self._breaker.state != "closed":
+                if not self._waits_for_store:
+                    raise StoreAway(self.store_problem)
+                self._breaker.try_now()
+                wait_s = PROBE_S
             try:
-                done = await work()
+                done = await self._breaker.call(work)
             except StoreUnreachable as error:
                 if not self.store_problem:
                     self._counts.outages += 1

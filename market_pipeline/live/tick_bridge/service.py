@@ -10,6 +10,7 @@ import time
 
 import structlog
 
+from market_pipeline.breaker import Breakers
 from market_pipeline.bus.consumer import BatchConsumer, Lag
 from market_pipeline.bus.lease import Lease
 from market_pipeline.bus.session import BusSession, open_bus
@@ -18,11 +19,11 @@ from market_pipeline.errors import BusError, BusUnreachable, MarketPipelineError
 from market_pipeline.live.service import Fact, ServiceHealth
 from market_pipeline.live.tick_bridge.latest_writer import LatestWriter
 from market_pipeline.live.tick_bridge.meter import Counts, Meter
-from market_pipeline.live.tick_bridge.mover import TermEnded, TickMover
+from market_pipeline.live.tick_bridge.mover import StoreAway, TermEnded, TickMover
 from market_pipeline.live.tick_bridge.source import StreamReplaced
-from market_pipeline.live.tick_bridge.tasks import end, pause, unless, when
 from market_pipeline.settings import Settings
 from market_pipeline.stores.ticks import TickStore
+from market_pipeline.tasks import end_tasks, pause, unless, when
 
 log = structlog.get_logger(__name__)
 
@@ -57,6 +58,7 @@ class TickBridgeService:
         self._state = "stopped"
         self._away = ""
         self._counts, self._meter = Counts(), Meter()
+        self._breakers = Breakers(settings.breaker)
         self._lag: Lag | None = None
         self._lag_at = 0.0
         self._idle_at = time.monotonic()  # when nothing waited last
@@ -108,6 +110,8 @@ class TickBridgeService:
         """Return the state of now."""
         now, after = time.monotonic(), self._settings.live.unhealthy_after_s
         mover, store_problem = self._mover, self._mover.store_problem if self._mover else ""
+        # Who stands by does not write, so it is not known what its breaker would say now.
+        away = self._state != "standby" and (bool(store_problem) or self._breakers.of("tick_write").state != "closed")
         working = self._state in ("running", "waiting")
         stuck_s = now - max(self._idle_at, mover.progress_at if mover else 0.0) if working else 0.0
         problems = []
@@ -115,16 +119,17 @@ class TickBridgeService:
             problems.append(self._away)
         if store_problem:
             problems.append(f"the tick store does not take ticks: {store_problem}")
+        problems += self._breakers.problems() if away else []
         if stuck_s > after and self._lag is not None and self._lag.num_pending + self._lag.num_ack_pending:
             problems.append(f"ticks wait in the stream and none was stored for {stuck_s:.0f} s")
         elif working and now - self._lag_at > max(after, 5 * LAG_EVERY_S) and self._lag is not None:
             problems.append(f"NATS has not said for {now - self._lag_at:.0f} s how much waits")
         if self._retention:
             problems.append(f"old ticks are not dropped: {self._retention}")
-        state = "waiting" if self._state == "running" and store_problem else self._state
-        return ServiceHealth(self.name, state, tuple(problems), self._facts(store_problem))
+        state = "waiting" if self._state in ("starting", "running") and away else self._state
+        return ServiceHealth(self.name, state, tuple(problems), self._facts(away))
 
-    def _facts(self, store_problem: str) -> dict[str, Fact]:
+    def _facts(self, away: bool) -> dict[str, Fact]:
         counts, latency = self._counts, self._meter.latency_ms()
         facts: dict[str, Fact] = {name: getattr(counts, name) for name in counts.__dataclass_fields__}
         facts["ticks_per_s"] = round(self._meter.ticks_per_s(), 1)
@@ -134,8 +139,9 @@ class TickBridgeService:
             facts["pending"] = self._lag.num_pending
             facts["ack_pending"] = self._lag.num_ack_pending
             facts["oldest_age_s"] = round(self._lag.oldest_age_s, 3)
-        facts["postgres"] = "away" if store_problem else "answers" if self._layout else "unknown"
+        facts["postgres"] = "away" if away else "answers" if self._layout else "unknown"
         facts["layout"] = self._layout or "unknown"
+        facts |= self._breakers.facts()
         facts["missed_symbols"] = self._mover.missed if self._mover else 0
         problem = self._latest.problem if self._latest else ""
         facts["latest_values"] = f"not written: {problem}" if problem else "written"
@@ -152,6 +158,8 @@ class TickBridgeService:
                     break
                 try:
                     await self._term(bus, lease, store, stop)
+                except StoreAway as error:
+                    log.warning("tick_bridge_gives_back", error=str(error))
                 except TermEnded:
                     log.warning("tick_bridge_ends_with_store_away")
                 except (StreamReplaced, BusError) as error:
@@ -180,6 +188,7 @@ class TickBridgeService:
             self._counts,
             self._meter,
             latest,
+            self._breakers.of("tick_write"),
             name="tick_bridge",
             held=lambda: lease.held,
             ended=ended,
@@ -201,7 +210,7 @@ class TickBridgeService:
             except SettingsError as error:  # somebody deleted the stream; the next term makes it anew
                 raise StreamReplaced(str(error)) from error
         finally:
-            await end(helpers)
+            await end_tasks(helpers)
             await consumer.close()
 
     async def _watch_lag(self, consumer: BatchConsumer) -> None:

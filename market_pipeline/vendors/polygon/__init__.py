@@ -4,7 +4,7 @@ Aggregates are asked for with `adjusted=true`, the vendor's default: prices of s
 day of the request (never for dividends). So a split restates history: a later load finds that and stores a revision.
 """
 
-from market_pipeline.vendors.polygon.client import PolygonClient
+from market_pipeline.vendors.polygon.client import BREAKER, PolygonClient
 from market_pipeline.vendors.polygon.plan import MAX_MINUTES, plan_requests
 
-__all__ = ["MAX_MINUTES", "PolygonClient", "plan_requests"]
+__all__ = ["BREAKER", "MAX_MINUTES", "PolygonClient", "plan_requests"]

@@ -12,7 +12,8 @@ import msgspec
 import polars as pl
 import structlog
 
-from market_pipeline.errors import BadRange, VendorBadAnswer
+from market_pipeline.breaker import Breakers
+from market_pipeline.errors import BadRange, VendorBadAnswer, VendorRateLimited
 from market_pipeline.settings import VendorSettings
 from market_pipeline.vendors.base import MINUTE_SCHEMA, MinutePage, RangeRequest, RateGate, VendorInstrument
 from market_pipeline.vendors.polygon.answers import Complaint, Subject, body_error
@@ -24,6 +25,7 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 PROBE_ATTEMPTS = 2
+BREAKER = "vendor"
 
 
 class MarketStatus(Complaint):
@@ -54,16 +56,29 @@ class PolygonClient:
     """Ask the vendor for history and reference data.
 
     Use it as an async context manager. Every HTTP request, a retry too, passes `gate`. `stats` counts what was done.
+    After too many requests that failed with 5xx, a time-out or a lost connection, all retries included, the breaker
+    `vendor` opens: requests then fail at once, until one may try. A 429 is no outage, it is the plan's rate.
     """
 
-    def __init__(self, settings: VendorSettings, gate: RateGate, clock: Callable[[], datetime] = _now) -> None:
+    def __init__(
+        self,
+        settings: VendorSettings,
+        gate: RateGate,
+        clock: Callable[[], datetime] = _now,
+        breakers: Breakers | None = None,
+    ) -> None:
         """Prepare a client; nothing is sent yet.
+
+        Args:
+            breakers: those of the service or run, which outlive this client; default: its own.
 
         Raises:
             VendorAuthError: there is no key; the message names the setting.
         """
         self._settings = settings
-        self._http = VendorHttp(settings, gate, clock)
+        # What cannot be read comes from a server that is there.
+        breaker = (breakers or Breakers()).of(BREAKER, answers=(VendorRateLimited, VendorBadAnswer))
+        self._http = VendorHttp(settings, gate, clock, breaker)
 
     def __repr__(self) -> str:
         return f"PolygonClient({self._settings.base_url!r})"

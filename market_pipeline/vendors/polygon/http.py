@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Generic, TypeVar
 from urllib.parse import urlsplit
 
@@ -16,7 +16,8 @@ import httpx
 import stamina
 import structlog
 
-from market_pipeline.errors import Transient, VendorError, VendorRateLimited
+from market_pipeline.breaker import Breaker
+from market_pipeline.errors import BreakerOpen, Transient, VendorError, VendorRateLimited, VendorUnavailable
 from market_pipeline.settings import VendorSettings
 from market_pipeline.vendors.base import RateGate
 from market_pipeline.vendors.polygon.answers import Subject, cause_of, status_error, transport_error
@@ -61,13 +62,19 @@ class Answer(Generic[T]):
 
 
 class VendorHttp:
-    """Send GET requests to the vendor; one connection pool, closed by `close`."""
+    """Send GET requests to the vendor; one connection pool, closed by `close`.
 
-    def __init__(self, settings: VendorSettings, gate: RateGate, clock: Callable[[], datetime]) -> None:
+    A request counts once for the breaker, after its own retries: a moment's outage that these outlast is none.
+    """
+
+    def __init__(
+        self, settings: VendorSettings, gate: RateGate, clock: Callable[[], datetime], breaker: Breaker
+    ) -> None:
         auth = BearerKey(settings.api_key)
         quiet_http_logs()
         self.settings = settings
         self.stats = VendorStats()
+        self.breaker = breaker
         self._gate = gate
         self._clock = clock
         self._client = httpx.AsyncClient(
@@ -100,8 +107,28 @@ class VendorHttp:
         two rate windows: then there is no use in trying again.
 
         Raises:
-            VendorError: the typed error of the last attempt; terminal ones at once.
+            VendorError: the typed error of the last attempt; terminal ones at once. VendorUnavailable, without anything
+                being sent, while the breaker is open: it says until when.
         """
+        try:
+            with self.breaker.attempt():
+                return await self._ask(subject, url, read, params, attempts)
+        except BreakerOpen as error:
+            until = self._clock() + timedelta(seconds=error.retry_after)
+            raise subject.error(
+                VendorUnavailable,
+                f"{subject.what}: not asked, the vendor is away; it is tried again from {until:%H:%M:%S} UTC on "
+                f"(in {error.retry_after:.0f} s). It said last: {error.last_error}",
+            ) from None
+
+    async def _ask(
+        self,
+        subject: Subject,
+        url: str,
+        read: Callable[[bytes], T],
+        params: Mapping[str, str] | None,
+        attempts: int | None,
+    ) -> Answer[T]:
         limit = attempts or self.settings.max_attempts
         made = 0
 
