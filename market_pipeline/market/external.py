@@ -96,4 +96,8 @@ def compare_observations(published: pl.DataFrame, stored: pl.DataFrame) -> Chang
         )
         .select(published.columns)
     )
-    return Changes(write, *(counts.get(k, 0) for k in ("new", "restated", "withdrawn", "unchanged", "superseded")))
+    return Changes(
+        write,
+        *(counts.get(k, 0) for k in ("new", "restated", "withdrawn", "unchanged", "superseded")),
+        replaced=stored.join(write.select(_KEY), on=_KEY, how="semi", maintain_order="left"),
+    )

@@ -18,6 +18,7 @@ from market_pipeline.history import repair_gaps
 from market_pipeline.history.derive import derive_symbol
 from market_pipeline.live.repair import service
 from market_pipeline.market.timeframes import DERIVED, timeframe
+from market_pipeline.settings import BreakerSettings
 from market_pipeline_tests.integration.repairing import KEY, MINUTE, TICKER, Live, live_world
 from market_pipeline_tests.integration.world import (
     World,
@@ -195,3 +196,47 @@ def test_a_key_that_the_vendor_does_not_know_ends_it_at_once(world: World, tmp_p
         repair.until(lambda: repair.service.health().state == "failed")
     assert "not running" in repair.service.health().problems
     assert {gap[3:] for gap in live.gaps()} == {(OPEN, 0)}, "what was found is not lost"
+
+
+def test_the_seam_is_asked_for_a_settle_at_a_time(world: World, tmp_path: Path) -> None:
+    live = live_world(world, tmp_path, at("13:37:20"))
+    world.load({KEY: DAYS}, clock=live.clock)
+    live.turn(at("13:42:30"))
+    live.stream(at("13:41:25"), at("13:59:00"))
+    world.vendor.clear_requests()
+    with live.repairing() as repair:
+        repair.until(lambda: repair.fact("looks") >= 1)
+        for minute in range(43, 58):
+            live.turn(at(f"13:{minute}:30"))
+            repair.looks(1)
+        # 13:32 to 13:42: no request for each minute that falls due, but one for five of them and one for the rest
+        assert live.asked() == 2
+        assert repair.fact("open_gaps") == 0
+    minutes = world.bars(KEY, "1m").filter(pl.col("ts") < at("13:55:00"), pl.col("ts") >= at("13:00:00"))
+    assert_bars_equal(
+        minutes,
+        truth(TICKER, DAY).filter((pl.col("ts") < at("13:55:00")) & (pl.col("ts") >= at("13:00:00"))),
+        "the seam",
+    )
+
+
+def test_a_vendor_that_is_away_is_left_alone_until_a_trial(world: World, tmp_path: Path) -> None:
+    breaker = BreakerSettings(failures=2, open_s=3.0)
+    live = live_world(world, tmp_path, at("11:00:05"), breaker=breaker)
+    live.stream(at("08:50:00"), at("11:00:00"), without=[(at("10:00:00"), at("10:03:00"))])
+    fault = world.vendor.add_fault("server_error", path="/v2/aggs")
+    with live.repairing() as repair:
+        repair.until(lambda: repair.fact("breaker_vendor") == "open")
+        repair.until(lambda: repair.service.health().state == "waiting")
+        assert any("vendor is away" in problem for problem in repair.service.health().problems)
+        world.vendor.clear_requests()
+        looks = repair.fact("looks")
+        repair.until(lambda: repair.fact("looks") >= looks + 3 or repair.fact("breaker_vendor") != "open")
+        assert repair.fact("looks") > looks, "it goes on looking"
+        if repair.fact("breaker_vendor") == "open":
+            assert live.asked() == 0, "and asks nothing"
+        world.vendor.clear_faults(fault)
+        repair.until(lambda: repair.fact("breaker_vendor") == "closed" and repair.fact("open_gaps") == 0)
+        repair.until(lambda: repair.service.health().state == "running")
+        assert repair.fact("breaker_insert") == repair.fact("breaker_publish") == "closed"
+    assert world.bars(KEY, "1m").filter(ts=at("10:01:00"))["complete"].to_list() == [True]
