@@ -16,6 +16,7 @@ from market_pipeline.bus.spooling import spooling
 from market_pipeline.bus.streams import ensure_streams
 from market_pipeline.bus.tick_envelope import EpochFence
 from market_pipeline.live.collector import Collector
+from market_pipeline.live.collector_service import collector_facts
 from market_pipeline.settings import Settings, SpoolSettings
 from market_pipeline_tests.live import collecting as bench
 from market_pipeline_tests.live.collecting import BTC, collecting, trade, until
@@ -71,6 +72,9 @@ async def test_an_outage_longer_than_the_lease_is_borne_on_disk_without_a_loss(
         health = world.collector.health()
         assert (health.dropped, health.stuck_s) == (0, 0.0)
         assert any("wait in the spool" in problem for problem in health.problems)
+        shown = collector_facts(health)
+        assert shown["breaker_publish"] != "closed"
+        assert int(shown["spool_waiting"]) > 0
         assert spooled(server) > 20
         server.start()
         await until(lambda: facts(world.collector)["spool_waiting"] == 0, timeout=30)
