@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
-import sys
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -16,6 +13,8 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+
+from market_pipeline.cli.logs import log_to_stderr
 
 if TYPE_CHECKING:
     from market_pipeline.bus.dead_letter_box import DeadLetterBox
@@ -192,24 +191,8 @@ def _run(home: Path | None, work: Callable[[DeadLetterBox], Awaitable[Answer]]) 
         async with open_bus(settings.nats, "dead letters") as bus:
             return await work(DeadLetterBox(bus))
 
-    with _log_to_stderr():
+    with log_to_stderr():
         return asyncio.run(run())
-
-
-@contextmanager
-def _log_to_stderr() -> Iterator[None]:
-    """Keep the standard output for what was asked for: of the log only warnings are shown, on the other one."""
-    import structlog
-
-    before = structlog.get_config()
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
-    try:
-        yield
-    finally:
-        structlog.configure(**before)
 
 
 def _selection(reason: str, stream: str, older_than: float | None) -> Selection:

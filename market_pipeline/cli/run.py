@@ -12,6 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from market_pipeline.cli.logs import log_to_stderr
 from market_pipeline.cli.stack import DEFAULT_HOME, HomeOption
 from market_pipeline.tasks import pause
 
@@ -86,7 +87,8 @@ def read_services(settings: Settings) -> list[ServiceReport]:
         async with open_bus(settings.nats, "services") as bus:
             return await ServiceRegistry(bus).all()
 
-    return asyncio.run(ask())
+    with log_to_stderr():
+        return asyncio.run(ask())
 
 
 def services_table(reports: Sequence[ServiceReport]) -> Table:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from market_pipeline.cli.logs import log_to_stderr
 from market_pipeline.errors import BusError
 
 if TYPE_CHECKING:
@@ -182,7 +183,8 @@ def _read_bus(stack: Stack, state: StackState | None) -> tuple[BusStatus | None,
     if bus is None or bus.state != "ready":
         return None, ""
     try:
-        return read_bus_status(stack.settings), ""
+        with log_to_stderr():
+            return read_bus_status(stack.settings), ""
     except BusError as error:
         return None, str(error)
 

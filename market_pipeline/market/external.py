@@ -97,7 +97,11 @@ def compare_observations(published: pl.DataFrame, stored: pl.DataFrame) -> Chang
         .select(published.columns)
     )
     return Changes(
-        write,
-        *(counts.get(k, 0) for k in ("new", "restated", "withdrawn", "unchanged", "superseded")),
+        write=write,
+        new=counts.get("new", 0),
+        restated=counts.get("restated", 0),
+        withdrawn=counts.get("withdrawn", 0),
+        unchanged=counts.get("unchanged", 0),
+        superseded=counts.get("superseded", 0),
         replaced=stored.join(write.select(_KEY), on=_KEY, how="semi", maintain_order="left"),
     )

