@@ -87,7 +87,7 @@ def judge_ticks(world: ChaosWorld, start: datetime, end: datetime) -> Verdict:
             began = kept["ts"].min()
             had = truth_ticks(ticker, start, end).select(_VALUES).filter(pl.col("ts") >= began)
             losses = reader.losses(key, start - timedelta(days=1), end + timedelta(days=1))
-            covers = [(row["start_ts"], row["end_ts"]) for row in losses.to_dicts()] + world_losses(world, key)
+            covers = [(row["start"], row["end"]) for row in losses.to_dicts()] + world_losses(world, key)
             counted = (
                 had.group_by(_VALUES)
                 .agg(had=pl.len())
