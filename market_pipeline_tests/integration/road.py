@@ -21,7 +21,7 @@ from market_pipeline_tests.market.real import OHLC
 MINUTE = timedelta(minutes=1)
 # So many quotes are on their way at most: below what the collector's queue takes.
 STEP_QUOTES = 20_000
-WAIT_S = 300.0
+WAIT_S = 200.0
 
 
 @dataclass(frozen=True)

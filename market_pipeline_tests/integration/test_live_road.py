@@ -74,6 +74,7 @@ ROADS = [
         id="full",
         marks=[
             needs_full_data,
+            pytest.mark.timeout(1800),
             pytest.mark.skipif(not os.environ.get(FULL_ROAD), reason=f"takes minutes: set {FULL_ROAD}=1"),
         ],
     ),
@@ -101,7 +102,7 @@ def test_real_quotes_become_the_bars_of_the_answer_key_and_are_kept_each_once(
     world.settings = settings = road_settings(world, tmp_path, make_database(), recordings)
     with open_stores(settings):
         pass
-    # Seconds of 2014 are older than the table keeps them.
+    # Seconds of 2014 are older than the table keeps them: the next merge would drop them.
     world.command("SYSTEM STOP TTL MERGES bars_1s")
     replay = Replay(world.vendor, recordings)
     replay.prepare()
