@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TESTS ?= market_pipeline_tests
 
-.PHONY: help setup demo test poison bench bench-live lint format down screenshots clean
+.PHONY: help setup demo test poison chaos bench bench-live lint format down screenshots clean
 
 help:            ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
@@ -30,6 +30,9 @@ test: $(STAMP)   ## run the whole test suite
 
 poison: $(STAMP) ## send 1,000 messages of poison among 100,000 good ones through the bridge
 	@MARKET_PIPELINE_TEST_MESSAGES=100000 $(BIN)/python -m pytest -s -k poison market_pipeline_tests/integration/test_dead_letters.py
+
+chaos: $(STAMP)  ## faults at random moments: SEED=7 MINUTES=10; what they cost, and whether anything is missing after repair
+	@$(BIN)/python -m market_pipeline_tests.chaos $(if $(SEED),--seed $(SEED)) --minutes $(or $(MINUTES),10)
 
 bench: $(STAMP)  ## time the road of a bar against a bare script that does the same work
 	@$(BIN)/python -m market_pipeline_tests.benchmarks

@@ -5,7 +5,7 @@ A source corrects only its own bars, and only by a later revision; a row equal t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import polars as pl
 
@@ -26,7 +26,7 @@ class Changes:
     withdrawn: int
     unchanged: int
     superseded: int
-    replaced: pl.DataFrame
+    replaced: pl.DataFrame = field(default_factory=pl.DataFrame)
 
 
 def compare(published: pl.DataFrame, stored: pl.DataFrame) -> Changes:

@@ -180,7 +180,9 @@ class BarStore(BarFacts):
         return _with_constants(frame.with_columns(pl.lit(0, pl.UInt8).alias("is_deleted")), constants, wanted)
 
     def window_revisions(self, symbol: str, start: datetime, end: datetime) -> pl.DataFrame:
-        """Return, for each 5m window of [start, end), the largest revision among all stored 1m rows.
+        """Return, for each 5m window of [start, end), a number that grows whenever one of its stored 1m rows changes.
+
+        It is the largest revision among them or, if later, the time (epoch ms) at which the last of them was stored.
 
         Losing sources and tombstones count, and so does the time at which the precedence was last changed (ms).
         Columns: ts (open of the window), revision (UInt64); sorted by ts.

@@ -78,10 +78,16 @@ def judge_ticks(world: ChaosWorld, start: datetime, end: datetime) -> Verdict:
     verdict = Verdict()
     with TickReader(world.settings.postgres) as reader:
         for key, ticker in SYMBOLS.items():
-            had = truth_ticks(ticker, start, end).select(_VALUES)
-            kept = reader.ticks(key, start, end).select(_VALUES)
+            # The truth has quotes of a forex pair and trades of everything else; the stream makes quotes of trades too.
+            kind = "quote" if ticker.startswith("C:") else "trade"
+            kept = reader.ticks(key, start, end).filter(pl.col("kind") == kind).select(_VALUES)
+            if kept.is_empty():
+                verdict.wrong.append(f"{key}: no tick is stored")
+                continue
+            began = kept["ts"].min()
+            had = truth_ticks(ticker, start, end).select(_VALUES).filter(pl.col("ts") >= began)
             losses = reader.losses(key, start - timedelta(days=1), end + timedelta(days=1))
-            covers = [(row["start_ts"], row["end_ts"]) for row in losses.to_dicts()] + world_losses(world, key)
+            covers = [(row["start"], row["end"]) for row in losses.to_dicts()] + world_losses(world, key)
             counted = (
                 had.group_by(_VALUES)
                 .agg(had=pl.len())

@@ -13,6 +13,7 @@ import polars as pl
 import psutil
 import pytest
 
+from market_pipeline.cli.run import read_services
 from market_pipeline.local.control_room import ControlRoom
 from market_pipeline.local.stack import Stack
 from market_pipeline.market.timeframes import DERIVED, TIMEFRAMES
@@ -88,13 +89,9 @@ class Live:
     def process(self) -> psutil.Process:
         """Return the process in which the live run works."""
         run_id = self.run()["runId"]
-        found = [
-            process
-            for process in psutil.process_iter(["cmdline"])
-            if "execute_run" in (line := " ".join(process.info["cmdline"] or [])) and run_id in line
-        ]
-        assert found, "the live run has no process"
-        return found[0]
+        found = [each for each in read_services(self.stack.settings) if each.run_id == run_id]
+        assert found, "no service says that it belongs to the live run"
+        return psutil.Process(int(found[0].instance.rpartition("-")[2]))
 
     def ingested_since(self, moment: datetime) -> int:
         return int(

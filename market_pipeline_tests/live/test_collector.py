@@ -99,7 +99,7 @@ async def test_a_quiet_symbol_is_proven_quiet(server: NatsProcess, vendor: Strea
     async with collecting(server, vendor, heartbeat_s=0.15) as world:
         connection = await vendor.subscribed()
         await connection.send(trade(1))
-        await until(lambda: world.collector.health().heartbeats >= 12)
+        await until(lambda: world.collector.health().heartbeats >= 24)
         for symbol in ("BTCUSD", "ETHUSD"):
             seen = await world.seen(symbol, heartbeats=True)
             alive = [each.headers.alive_at for each in seen]

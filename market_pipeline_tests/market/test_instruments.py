@@ -23,7 +23,7 @@ def test_the_packaged_file_parses() -> None:
     text = (Path(market_pipeline.__file__).parent / "instruments.yaml").read_text()
     instruments = parse_instruments(text, "instruments.yaml")
     assert len(instruments) == len(set(instruments.keys)) == len(instruments.partitions)
-    assert instruments.get("EURUSD").price_basis == "mid"
+    assert instruments.get("EURUSD").price_basis == "bid"
 
 
 def test_forms_and_defaults() -> None:

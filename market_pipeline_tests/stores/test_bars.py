@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -172,13 +173,29 @@ def test_series_keep_apart(store: BarStore) -> None:
 
 
 def test_window_revisions_count_losers_and_tombstones(store: BarStore) -> None:
-    store.insert_frame(minutes(10, revision=5))
-    store.insert_frame(bar(START + 2 * MINUTE, source="live_aggregated", revision=9))
-    store.insert_frame(tombstones(bar(START + 7 * MINUTE), revision=8))
-    store.insert_frame(bar(START + 20 * MINUTE, timeframe="5m", source="derived", revision=99))
+    far = 2**50  # larger than any time in ms
+    store.insert_frame(minutes(10, revision=far + 5))
+    store.insert_frame(bar(START + 2 * MINUTE, source="live_aggregated", revision=far + 9))
+    store.insert_frame(tombstones(bar(START + 7 * MINUTE), revision=far + 8))
+    store.insert_frame(bar(START + 20 * MINUTE, timeframe="5m", source="derived", revision=far + 99))
     found = store.window_revisions("EURUSD", START, END)
     assert found.schema == {"ts": BAR_SCHEMA["ts"], "revision": pl.UInt64}
-    assert found.rows() == [(START, 9), (START + 5 * MINUTE, 8)]
+    assert found.rows() == [(START, far + 9), (START + 5 * MINUTE, far + 8)]
+
+
+def test_a_window_has_a_later_revision_whenever_one_of_its_minutes_changed(store: BarStore) -> None:
+    def revision() -> int:
+        return int(store.window_revisions("EURUSD", START, START + 5 * MINUTE)["revision"][0])
+
+    store.insert_frame(minutes(5, revision=5))
+    seen = [revision()]
+    assert seen == [revision()]
+    # the vendor's revision is large, those of live minutes that change afterwards are smaller
+    for change in (bar(START, revision=1_000), bar(START + MINUTE, revision=7), bar(START + MINUTE, revision=8)):
+        time.sleep(0.002)  # the server tells changes apart by the millisecond
+        store.insert_frame(change)
+        seen.append(revision())
+    assert seen == sorted(set(seen))
 
 
 def test_facts(store: BarStore) -> None:

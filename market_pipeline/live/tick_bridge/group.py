@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from market_pipeline.bus.consumer import Delivery
 from market_pipeline.bus.tick_envelope import TickHeaders, decode_tick_batch
 from market_pipeline.errors import UnreadableBatch
 from market_pipeline.stores.ticks import TickBatch
+from market_pipeline.stores.ticks.losses import TickLoss
+
+# What parted two sessions of a symbol; the collector's own record (the bucket of losses) names the cause.
+SESSION = "session"
 
 
 @dataclass(slots=True)
@@ -68,6 +72,18 @@ def decode_group(deliveries: Sequence[Delivery]) -> Group:
         )
         group.sources.append((delivery, headers))
     return group
+
+
+def parted(headers: Iterable[TickHeaders]) -> list[TickLoss]:
+    """Return what may be lost between sessions, once for each session: its first batch says so, and all after it."""
+    losses = {
+        (each.symbol, each.session_id): TickLoss(
+            each.symbol, each.lost_from, each.session_started, SESSION, each.session_id, each.collector_id
+        )
+        for each in headers
+        if each.lost_from is not None and each.lost_from < each.session_started
+    }
+    return list(losses.values())
 
 
 def ticks_said(deliveries: Sequence[Delivery]) -> int:

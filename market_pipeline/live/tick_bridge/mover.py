@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
 from typing import TypeVar
 
 import structlog
@@ -22,12 +23,13 @@ from market_pipeline.bus.envelope import now_ms
 from market_pipeline.bus.session import BusSession
 from market_pipeline.bus.tick_reader import ticks_span
 from market_pipeline.errors import BusError, SettingsError, StoreQueryError, StoreUnreachable
-from market_pipeline.live.tick_bridge.group import Group, Unstorable, decode_group
+from market_pipeline.live.tick_bridge.group import Group, Unstorable, decode_group, parted
 from market_pipeline.live.tick_bridge.latest_writer import LatestWriter
 from market_pipeline.live.tick_bridge.meter import Counts, Meter
 from market_pipeline.live.tick_bridge.place import Place, resume
 from market_pipeline.live.tick_bridge.source import OrderedSource
 from market_pipeline.stores.ticks import BatchResult, Outcome, TickBatch, TickStore
+from market_pipeline.stores.ticks.losses import TickLoss
 from market_pipeline.tasks import end_tasks, pause
 
 log = structlog.get_logger(__name__)
@@ -37,6 +39,7 @@ PROBE_S = 1.0
 MAX_ATTEMPTS = 10
 """Attempts after which a batch that the store refuses, while it takes others, goes to dead letters."""
 REFUSED_WAIT_S = 0.2
+MILLISECOND = timedelta(milliseconds=1)
 
 T = TypeVar("T")
 
@@ -78,6 +81,7 @@ class TickMover:
         self._held: list[Sequence[Delivery]] = []
         self._place = Place("", 0)
         self._saved: Place | None = None
+        self._told: dict[str, str] = {}  # symbol -> the last session whose beginning was recorded as a loss
         self.store_problem = breaker.snapshot().last_error if breaker.state != "closed" else ""
         self.progress_at = time.monotonic()
 
@@ -169,6 +173,7 @@ class TickMover:
             self._place = self._place.without(known)
         results = await self._store_batches(group) if group.batches else []
         committed = now_ms()
+        await self._note_losses(group, results)
         bad = [
             *group.unstorable,
             *(
@@ -186,6 +191,21 @@ class TickMover:
         self._place = self._place.moved(group.last_seq)
         await self._save()
         await self._consumer.ack(each for each in group.deliveries if each.stream_seq not in buried)
+
+    async def _note_losses(self, group: Group, results: list[BatchResult]) -> None:
+        """Record the time that the collector itself calls lost, and that of batches which cannot be stored.
+
+        The minutes are repaired from the vendor's bars; the ticks are not, so their absence stays on record here.
+        """
+        losses = [loss for loss in parted(group.headers) if self._told.get(loss.symbol) != loss.session_id]
+        self._told |= {loss.symbol: loss.session_id for loss in losses}
+        losses += [
+            TickLoss(headers.symbol, headers.first_ts, headers.last_ts + MILLISECOND, "rejected", headers.session_id)
+            for (_, headers), result in zip(group.sources, results, strict=True)
+            if result.outcome is Outcome.REJECTED and headers.first_ts is not None and headers.last_ts is not None
+        ]
+        if losses:
+            await self._patiently(lambda: self._store.record_losses(losses))
 
     def _count(self, group: Group, results: list[BatchResult], committed: int) -> None:
         counts = self._counts

@@ -1,4 +1,6 @@
--- Raw rows: losers and tombstones count. So does the ranking, which says which of them win, by when it was set:
+-- Raw rows: losers and tombstones count. A minute counts by when it was stored as well: of two minutes the one with the
+-- smaller revision may be the one that changed last, and what is derived after that must be a later revision, too.
+-- So does the ranking, which says which of them win, by when it was set:
 -- what is derived under a newer one must be a later revision, though no minute changed.
 WITH
     (
@@ -8,7 +10,11 @@ WITH
     ) AS ranked_at
 SELECT
     toDateTime64(toStartOfInterval(ts, INTERVAL 5 MINUTE), 3, 'UTC') AS window,
-    greatest(max(bars.revision), ifNull(ranked_at, 0)) AS revision
+    greatest(
+        max(bars.revision),
+        toUInt64(toUnixTimestamp64Milli(max(ingested_at))),
+        ifNull(ranked_at, 0)
+    ) AS revision
 FROM bars
 WHERE symbol = {symbol:String}
     AND timeframe = '1m'

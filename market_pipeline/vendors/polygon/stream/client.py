@@ -27,6 +27,9 @@ log = structlog.get_logger(__name__)
 TOPICS_A_MESSAGE = 100
 ASK_AGAIN = 3
 SAY_AGAIN_S = 30.0
+# A pong comes behind everything that the vendor had sent, but not behind what it was about to send: unlike an event, it
+# says nothing of how far the feed behind it had come. So it proves less, by this much.
+PONG_PROVES_LESS_MS = 750
 
 
 def _now_ms() -> int:
@@ -37,7 +40,7 @@ class PolygonStream:
     """Keep one connection to one market of the vendor, and tell a listener what comes.
 
     alive_ms: everything that the vendor sent before this moment has been told: the time of an event, never later than
-        its arrival, or the time at which a ping that was answered had been sent.
+        its arrival, or 0.75 s before a ping was sent that has been answered.
     data_ms: the latest time of an event, likewise. frame_at: monotonic time of the last frame or pong.
     missing: topics asked for and not acknowledged; unacknowledged: those of them that are overdue.
     counters: since the client was made.
@@ -256,7 +259,7 @@ class PolygonStream:
                 await asyncio.sleep(0)
                 self.counters.pongs += 1
                 self.frame_at = time.monotonic()
-                self.alive_ms = max(self.alive_ms, sent_ms)
+                self.alive_ms = max(self.alive_ms, sent_ms - PONG_PROVES_LESS_MS)
                 await asyncio.sleep(self._ping_s)
 
     async def _watch_over(self) -> str:
