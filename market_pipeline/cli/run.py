@@ -103,8 +103,8 @@ def services_table(reports: Sequence[ServiceReport]) -> Table:
 
 
 def telling(facts: Mapping[str, int | float | str]) -> dict[str, int | float | str]:
-    """Return the facts that tell a person something: no zeros, no names of processes."""
-    return {name: value for name, value in facts.items() if value not in (0, "") and name not in _HIDDEN}
+    """Return the facts that tell a person something: no zeros, no names of processes, no breakers that are closed."""
+    return {name: value for name, value in facts.items() if value not in (0, "", "closed") and name not in _HIDDEN}
 
 
 async def _run(supervisor: LiveSupervisor) -> None:

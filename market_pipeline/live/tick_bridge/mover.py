@@ -199,13 +199,18 @@ class TickMover:
         """
         losses = [loss for loss in parted(group.headers) if self._told.get(loss.symbol) != loss.session_id]
         self._told |= {loss.symbol: loss.session_id for loss in losses}
-        losses += [
+        if losses:
+            await self._patiently(lambda: self._store.record_losses(losses))
+        rejected = [
             TickLoss(headers.symbol, headers.first_ts, headers.last_ts + MILLISECOND, "rejected", headers.session_id)
             for (_, headers), result in zip(group.sources, results, strict=True)
             if result.outcome is Outcome.REJECTED and headers.first_ts is not None and headers.last_ts is not None
         ]
-        if losses:
-            await self._patiently(lambda: self._store.record_losses(losses))
+        for loss in rejected:
+            try:
+                await self._patiently(lambda loss=loss: self._store.record_losses([loss]))  # type: ignore[misc]
+            except StoreQueryError as error:  # what the store refuses of a batch, its symbol, it refuses here too
+                log.error("rejected_ticks_not_recorded_as_lost", symbol=loss.symbol[:40], error=str(error))
 
     def _count(self, group: Group, results: list[BatchResult], committed: int) -> None:
         counts = self._counts
