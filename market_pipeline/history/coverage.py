@@ -68,9 +68,14 @@ def account_days(
     return frame, gaps_within(rt.gaps.table([instrument.key]), [*answered, *unanswered])
 
 
+MINUTE = timedelta(minutes=1)
+
+
 def due_until(now: datetime, settings: HistorySettings) -> datetime:
     """Return the minute's bound up to which minutes are expected to be there: none younger than settle and lateness."""
-    return ceil(now - settings.settle - settings.lateness, "1m")
+    # A minute is named by its open: with a lateness of less than its length it would be due before it has settled, and
+    # an answer that comes too early says nothing of whether the vendor has it.
+    return ceil(now - settings.settle - max(settings.lateness, MINUTE), "1m")
 
 
 def gaps_within(gaps: pl.DataFrame, intervals: Sequence[Interval]) -> pl.DataFrame:
