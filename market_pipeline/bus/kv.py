@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
+import msgspec
 import nats.errors
+import structlog
 from nats.js import JetStreamContext, api
-from nats.js.errors import APIError, BucketNotFoundError
+from nats.js.errors import APIError, BucketNotFoundError, KeyNotFoundError, NoKeysError
 from nats.js.errors import Error as JetStreamError
 from nats.js.kv import KeyValue
 
 from market_pipeline.bus.streams import NAME_IN_USE, bus_error
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 KV_ERRORS = (APIError, JetStreamError, nats.errors.Error, TimeoutError, OSError)
 """What an operation on a bucket raises when JetStream is away, besides what it is asked to tell apart."""
@@ -50,3 +58,27 @@ async def open_bucket(
             return await js.key_value(name)  # another process was first
     except KV_ERRORS as error:
         raise bus_error(error, f"bucket {name}") from error
+
+
+async def values_of(bucket: KeyValue, kind: type[T], what: str) -> list[T]:
+    """Return every value of a bucket, as JSON of this kind; what cannot be read is said and left out.
+
+    Raises:
+        BusUnreachable: JetStream does not answer; `what` is named.
+    """
+    found: list[T] = []
+    try:
+        try:
+            keys = await bucket.keys()
+        except NoKeysError:
+            keys = []
+        for key in keys:
+            try:
+                found.append(msgspec.json.decode((await bucket.get(key)).value or b"", type=kind))
+            except KeyNotFoundError:
+                continue  # it went meanwhile
+            except msgspec.MsgspecError as error:
+                log.warning("value_unreadable", bucket=what, key=key, error=str(error))
+    except KV_ERRORS as error:
+        raise bus_error(error, what) from error
+    return found

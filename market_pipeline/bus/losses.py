@@ -9,10 +9,9 @@ from typing import Literal, Protocol
 
 import msgspec
 import structlog
-from nats.js.errors import KeyNotFoundError, NoKeysError
 from nats.js.kv import KeyValue
 
-from market_pipeline.bus.kv import KV_ERRORS, open_bucket
+from market_pipeline.bus.kv import KV_ERRORS, open_bucket, values_of
 from market_pipeline.bus.session import BusSession
 from market_pipeline.bus.streams import bus_error
 from market_pipeline.bus.subjects import token
@@ -80,23 +79,7 @@ class LossBucket:
         Raises:
             BusUnreachable: JetStream does not answer.
         """
-        bucket = await self._open()
-        losses: list[LossInterval] = []
-        try:
-            try:
-                keys = await bucket.keys()
-            except NoKeysError:
-                keys = []
-            for key in keys:
-                try:
-                    value = (await bucket.get(key)).value
-                    losses.append(msgspec.json.decode(value or b"", type=LossInterval))
-                except KeyNotFoundError:
-                    continue  # repaired meanwhile
-                except msgspec.MsgspecError as error:
-                    log.warning("a loss that cannot be read", key=key, error=str(error))
-        except KV_ERRORS as error:
-            raise bus_error(error, "losses") from error
+        losses = await values_of(await self._open(), LossInterval, "losses")
         return sorted(losses, key=lambda loss: (loss.symbol, loss.start, loss.end))
 
     async def remove(self, losses: Sequence[LossInterval]) -> None:

@@ -8,10 +8,9 @@ from contextlib import suppress
 
 import msgspec
 import structlog
-from nats.js.errors import KeyNotFoundError, NoKeysError
 from nats.js.kv import KeyValue
 
-from market_pipeline.bus.kv import KV_ERRORS, open_bucket
+from market_pipeline.bus.kv import KV_ERRORS, open_bucket, values_of
 from market_pipeline.bus.session import BusSession
 from market_pipeline.bus.streams import bus_error
 from market_pipeline.bus.subjects import token
@@ -69,18 +68,7 @@ class ServiceRegistry:
         Raises:
             BusUnreachable: JetStream does not answer.
         """
-        bucket = await self._open()
-        found: list[ServiceReport] = []
-        try:
-            try:
-                keys = await bucket.keys()
-            except NoKeysError:
-                keys = []
-            for key in keys:
-                with suppress(KeyNotFoundError, msgspec.MsgspecError):  # it ended meanwhile, or is of another version
-                    found.append(msgspec.json.decode((await bucket.get(key)).value or b"", type=ServiceReport))
-        except KV_ERRORS as error:
-            raise bus_error(error, "the registry of services") from error
+        found = await values_of(await self._open(), ServiceReport, "the registry of services")
         return sorted(found, key=lambda each: (each.name, each.instance))
 
     async def leave(self, reports: Sequence[ServiceReport]) -> None:

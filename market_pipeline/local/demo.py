@@ -19,6 +19,7 @@ from market_pipeline.market.timeframes import DERIVED
 from market_pipeline.stores.bar_facts import BarFacts
 from market_pipeline.stores.clickhouse import connect
 from market_pipeline.stores.ledgers import IngestLedger
+from market_pipeline.stores.seconds import AllBarStore
 
 DAYS = 35
 KEEP_LIVE, LIVE_INGESTION = "keep_live", "live_ingestion"
@@ -85,7 +86,7 @@ def run_demo(home: Path, console: Console) -> None:
         console.print("go live: if your plan includes streaming, turn on the sensor keep_live in the UI (Automation).")
 
     client = connect(settings.clickhouse)
-    store, ledger = BarFacts(client), IngestLedger(client)
+    store, ledger = AllBarStore(client), IngestLedger(client)
     went_live = datetime.now(UTC)
     with ControlRoom(settings.dagster.webserver_url) as room:
         if simulated:
@@ -125,7 +126,7 @@ def _wait_for_live(room: ControlRoom, store: BarFacts, console: Console, since: 
     until = time.monotonic() + 60 * MINUTES_TO_GO_LIVE
     with console.status("waiting for the first whole live minute ...") as status:
         while True:
-            live = store.live_minutes(since)
+            live = store.live_bars("1m", since)
             if int(live["complete_rows"].sum()):
                 return
             newest = (room.runs_of(LIVE_INGESTION, 1) or [{}])[0]
@@ -195,8 +196,8 @@ def _live_summary(console: Console, store: BarFacts, ledger: IngestLedger, since
     table = Table(title=f"Live since {since:%H:%M:%S} UTC")
     for column in ("symbol", "ticks", "1s bars", "1m bars", "whole and proven", "last 1m bar"):
         table.add_column(column, justify="left" if column == "symbol" else "right")
-    seconds = dict(store.live_seconds(since).select("symbol", "rows").iter_rows())
-    for row in store.live_minutes(since).iter_rows(named=True):
+    seconds = dict(store.live_bars("1s", since).select("symbol", "rows").iter_rows())
+    for row in store.live_bars("1m", since).iter_rows(named=True):
         table.add_row(
             row["symbol"],
             f"{row['ticks']:,}",

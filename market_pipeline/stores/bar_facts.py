@@ -51,13 +51,9 @@ class BarFacts:
         parameters = {"symbols": list(symbols), "start": start, "end": end, "due": due}
         return self.client.frame(load_sql("live_day"), parameters)
 
-    def live_minutes(self, since: datetime) -> pl.DataFrame:
-        """Return the live minutes that opened at `since` or later by symbol: rows, complete_rows, ticks, last_ts."""
-        return self.client.frame(load_sql("live_minutes"), {"since": since})
-
-    def live_seconds(self, since: datetime) -> pl.DataFrame:
-        """Return the live seconds that opened at `since` or later by symbol: rows, complete_rows, ticks, last_ts."""
-        return self.client.frame(load_sql("live_seconds"), {"since": since})
+    def live_bars(self, timeframe: str, since: datetime) -> pl.DataFrame:
+        """Return the live bars that opened at `since` or later by symbol: rows, complete_rows, ticks, last_ts."""
+        return self.client.frame(load_sql("live_bars"), {"timeframe": timeframe, "since": since})
 
     def latest(self, symbols: Sequence[str], timeframe: str) -> pl.DataFrame:
         """Return the newest bar of each symbol: symbol, ts, complete_ts (null if none is complete), ingested_at.

@@ -109,6 +109,11 @@ class AllBarStore(BarStore):
         read: Callable[..., pl.DataFrame] = self._of(timeframe, "winners")
         return read(symbol, timeframe, start, end, columns)
 
+    def live_bars(self, timeframe: str, since: datetime) -> pl.DataFrame:
+        """Return what there is of live bars as BarFacts does."""
+        read: Callable[..., pl.DataFrame] = self._of(timeframe, "live_bars")
+        return read(timeframe, since)
+
     def span(self, symbol: str, timeframe: str) -> tuple[datetime, datetime, int] | None:
         """Return ts of the first and the last bar and the number of bars; None if there is none."""
         read: Callable[..., tuple[datetime, datetime, int] | None] = self._of(timeframe, "span")

@@ -13,7 +13,8 @@ from pathlib import Path
 from market_pipeline.history import load_minutes
 from market_pipeline_tests.chaos.faults import FAULTS
 from market_pipeline_tests.chaos.oracle import Verdict, wait_until_whole
-from market_pipeline_tests.chaos.world import SYMBOLS, ChaosWorld, until
+from market_pipeline_tests.chaos.world import SYMBOLS, ChaosWorld
+from market_pipeline_tests.waiting import until
 
 START = datetime(2026, 11, 24, 12, 34, 20, tzinfo=UTC)  # a Tuesday, in the middle of a minute, an hour and a day
 REPAIR_S = 180.0

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -239,21 +238,6 @@ class ChaosWorld:
         file = self.home / "settings.json"
         file.touch(mode=0o600)
         file.write_text(json.dumps(tree))
-
-
-def until(holds: Callable[[], object], what: str, seconds: float = READY_S) -> float:
-    """Wait until something holds, errors of servers that are away notwithstanding; return the seconds it took."""
-    began = time.monotonic()
-    error: Exception | None = None
-    while True:
-        try:
-            if holds():
-                return time.monotonic() - began
-        except Exception as raised:
-            error = raised
-        if time.monotonic() - began > seconds:
-            raise AssertionError(f"{what} within {seconds:.0f} s" + (f" ({error})" if error else ""))
-        time.sleep(0.2)
 
 
 def _plain(value: Any) -> Any:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from market_pipeline.simulator.truth import minutes as truth_minutes
 from market_pipeline.stores.clickhouse import connect
 from market_pipeline_tests.browser.chromium import Chromium, find_chromium
 from market_pipeline_tests.integration.world import assert_bars_equal, fold_independently
+from market_pipeline_tests.waiting import until
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -100,20 +100,6 @@ class Live:
                 f"AND ts >= '{moment:%Y-%m-%d %H:%M:%S}'"
             )["n"][0]
         )
-
-
-def until(holds: Callable[[], object], what: str, seconds: float = 120) -> float:
-    """Wait until something holds; return the seconds that it took. Servers that are away just now don't count."""
-    began = time.monotonic()
-    error: Exception | None = None
-    while True:
-        try:
-            if holds():
-                return time.monotonic() - began
-        except Exception as raised:
-            error = raised
-        assert time.monotonic() - began < seconds, f"{what} ({error})"
-        time.sleep(0.5)
 
 
 @pytest.fixture(scope="module")
