@@ -1,4 +1,8 @@
-"""Live services in a process of their own, on a fast clock: `python -m … HOME CLOCK NAME…`; to be killed."""
+"""Live services in a process of their own, on a fast clock: `python -m … HOME CLOCK NAME…`; to be killed.
+
+What the collector allows for events that come late is time of the wall: a vendor and a network are not slower because a
+test lets days pass in minutes. So these margins grow with the clock's speed, and nothing else of the product changes.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,26 @@ import signal
 import sys
 from pathlib import Path
 
-from market_pipeline.live.build import build_services
-from market_pipeline.live.supervisor import LiveSupervisor
-from market_pipeline.settings import load_settings
 from market_pipeline_tests.chaos.clock import FastClock
+
+
+def scale_margins(speed: float) -> None:
+    """Let the margins be as long on the wall as they are at normal speed; before anything else reads them."""
+    from market_pipeline.bus import tick_envelope
+
+    tick_envelope.LATE *= speed
+    tick_envelope.LOSS_MARGIN *= speed
+    from market_pipeline.vendors.polygon.stream import client
+
+    client.PONG_PROVES_LESS_MS = round(client.PONG_PROVES_LESS_MS * speed)
 
 
 async def run(home: Path, clock: FastClock, names: list[str]) -> None:
     """Run until SIGTERM."""
+    from market_pipeline.live.build import build_services
+    from market_pipeline.live.supervisor import LiveSupervisor
+    from market_pipeline.settings import load_settings
+
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -24,4 +40,6 @@ async def run(home: Path, clock: FastClock, names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(run(Path(sys.argv[1]), FastClock.read(sys.argv[2]), sys.argv[3:]))
+    fast = FastClock.read(sys.argv[2])
+    scale_margins(fast.speed)
+    asyncio.run(run(Path(sys.argv[1]), fast, sys.argv[3:]))
