@@ -64,7 +64,7 @@ def services(
 ) -> None:
     """Show every live service that runs now, on this machine or another; exit code 1 unless all are healthy.
 
-    With names: unless each of them runs and is healthy. `market-pipeline services bridge --here` is a container's check.
+    With names: unless each of them runs and is healthy. A container's check: `market-pipeline services bridge --here`.
     """
     import msgspec
 
