@@ -37,6 +37,11 @@ class ServiceReport(msgspec.Struct, frozen=True):
     run_id: str = ""
 
     @property
+    def host(self) -> str:
+        """The machine or container that it runs on."""
+        return self.instance.rpartition("-")[0]
+
+    @property
     def age_s(self) -> float:
         """Seconds since it was said."""
         return max(0.0, time.time() - self.at)

@@ -37,7 +37,7 @@ class BusSession:
 
     async def probe(self) -> None:
         """Prove that JetStream stores and returns a message."""
-        await probe(self.nc)
+        await probe(self.nc, replicas=self.replicas)
 
     async def ensure_streams(self, *, scale: float = 1.0) -> None:
         """Create or mend the streams."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -56,26 +57,35 @@ def run(
 
 
 def services(
-    home: HomeOption = DEFAULT_HOME, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
+    names: Annotated[list[str] | None, typer.Argument(help="Only these services, each of which must run.")] = None,
+    home: HomeOption = DEFAULT_HOME,
+    here: Annotated[bool, typer.Option("--here", help="Only services of this host: a container's own.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show every live service that runs now, on this machine or another; exit code 1 unless all are healthy."""
+    """Show every live service that runs now, on this machine or another; exit code 1 unless all are healthy.
+
+    With names: unless each of them runs and is healthy. A container's check: `market-pipeline services bridge --here`.
+    """
     import msgspec
 
     from market_pipeline.settings import load_settings
 
-    reports = read_services(load_settings(_home(home)))
+    reports = read_services(load_settings(_home(home)), host=socket.gethostname() if here else "", names=names or ())
+    missing = [name for name in names or () if name not in {each.name for each in reports}]
     if as_json:
         typer.echo(msgspec.json.format(msgspec.json.encode(reports)).decode())
-    elif not reports:
+    elif not reports and not missing:
         Console().print("no live service runs: turn on the sensor keep_live in the UI, or market-pipeline run all")
-    else:
+    elif reports:
         Console(width=None if Console().is_terminal else 140).print(services_table(reports))
-    if not reports or any(each.problems for each in reports):
+    for name in missing:
+        typer.echo(f"{name} does not run{' on this host' if here else ''}: market-pipeline run {name}", err=True)
+    if missing or not reports or any(each.problems for each in reports):
         raise typer.Exit(1)
 
 
-def read_services(settings: Settings) -> list[ServiceReport]:
-    """Return what the services that run now say of themselves.
+def read_services(settings: Settings, *, host: str = "", names: Sequence[str] = ()) -> list[ServiceReport]:
+    """Return what the services that run now say of themselves: those of one host, or of these names, if given.
 
     Raises:
         BusUnreachable, BusAuthError: NATS cannot be asked.
@@ -85,7 +95,11 @@ def read_services(settings: Settings) -> list[ServiceReport]:
 
     async def ask() -> list[ServiceReport]:
         async with open_bus(settings.nats, "services") as bus:
-            return await ServiceRegistry(bus).all()
+            return [
+                each
+                for each in await ServiceRegistry(bus).all()
+                if (not host or each.host == host) and (not names or each.name in names)
+            ]
 
     with log_to_stderr():
         return asyncio.run(ask())

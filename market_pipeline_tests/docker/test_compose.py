@@ -2,68 +2,50 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
 import runpy
-import subprocess
-import sysconfig
 import threading
-import time
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
+from urllib.parse import urlsplit
 from xml.etree import ElementTree
 
-import nats
 import pytest
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
+from typer.main import get_command
 
-from market_pipeline.bus.streams import storage_needed
+from market_pipeline.bus.spool import spool_root
+from market_pipeline.cli import build_app
+from market_pipeline.live import supervisor
+from market_pipeline.live.build import build_services, service_names
 from market_pipeline.local.environment import EVENT_SWITCHES
 from market_pipeline.settings import ENV_PREFIX, POLYGON_KEY, Settings, load_settings
 from market_pipeline.stores.migrations import render
-from market_pipeline_tests.servers import die_with_parent
+from market_pipeline_tests.docker.files import (
+    DOCKER,
+    DOCKERFILE,
+    FILES,
+    PASSWORD,
+    ROOT,
+    SECRET,
+    VARIABLE,
+    compose,
+    environment,
+    example,
+    live_services,
+    mounts,
+    services,
+)
 
-ROOT = Path(__file__).resolve().parents[2]
-DOCKER = ROOT / "docker"
-COMPOSE = yaml.safe_load((DOCKER / "compose.yaml").read_text())
+COMPOSE = compose("cluster")  # all services, those of the single node among them
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-DOCKERFILE = (DOCKER / "Dockerfile").read_text()
-# ${NAME}, ${NAME:-default}, ${NAME:?message}: what the compose file uses of Compose's syntax.
-VARIABLE = re.compile(r"\$\{(?P<name>\w+)(?::(?P<kind>[-?])(?P<text>[^}]*))?\}")
-SECRET = re.compile(r"PASSWORD|KEY|SECRET|TOKEN")
-PASSWORD = "1234567890"  # a number to nats.conf, were it not quoted
-
-
-def interpolate(value: object, variables: dict[str, str]) -> str:
-    """Replace ${...} as Compose does; a missing variable that must be set raises KeyError."""
-
-    def replaced(found: re.Match[str]) -> str:
-        if given := variables.get(found["name"]):
-            return given
-        if found["kind"] == "?":
-            raise KeyError(found["name"])
-        return found["text"] or ""
-
-    return VARIABLE.sub(replaced, str(value))
-
-
-def example() -> dict[str, str]:
-    lines = (DOCKER / ".env.example").read_text().splitlines()
-    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
-
-
-def environment(service: str) -> dict[str, str]:
-    """Return what a service's processes see when every secret in .env is PASSWORD."""
-    variables = {name: value or PASSWORD for name, value in example().items()}
-    return {name: interpolate(value, variables) for name, value in SERVICES[service].get("environment", {}).items()}
+LIVE = service_names()
 
 
 def is_setting(variable: str) -> bool:
@@ -89,20 +71,30 @@ def test_every_variable_of_ours_is_a_setting() -> None:
     assert not is_setting(f"{ENV_PREFIX}STORE__HOST")
 
 
-def test_settings_load_from_the_code_servers_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def settings_of(service: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Load the settings as a container does: from the Compose file's environment and the image's."""
     for name in list(os.environ):
         if name.startswith(ENV_PREFIX) or name == POLYGON_KEY:
             monkeypatch.delenv(name)
-    for name, value in environment("code").items():
+    [home] = re.findall(rf"{ENV_PREFIX}HOME=(\S+)", DOCKERFILE)
+    for name, value in {f"{ENV_PREFIX}HOME": home, **environment(service, kind)}.items():
         monkeypatch.setenv(name, value)
-    settings = load_settings(tmp_path)
+    return load_settings()
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_settings_load_from_the_code_servers_environment(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_of("code", kind, monkeypatch)
     assert settings.vendor.api_key.get_secret_value() == PASSWORD
     assert settings.vendor.base_url == "https://api.polygon.io"
     for section in (settings.clickhouse, settings.nats, settings.postgres):
         assert section.password.get_secret_value() == PASSWORD
-    assert settings.clickhouse.host in SERVICES
-    assert settings.postgres.host in SERVICES
-    assert re.fullmatch(r"nats://(\w+):4222", settings.nats.url)[1] in SERVICES  # type: ignore[index]
+    assert settings.clickhouse.host in services(kind)
+    assert settings.postgres.host in services(kind)
+    nodes = [urlsplit(address) for address in settings.nats.url.split(",")]
+    assert {each.port for each in nodes} == {4222}
+    assert [each.hostname for each in nodes] == [name for name in services(kind) if name.startswith("nats")]
+    assert settings.nats.replicas == len(nodes)
 
 
 def test_secrets_come_only_from_the_environment_and_must_be_set() -> None:
@@ -112,18 +104,53 @@ def test_secrets_come_only_from_the_environment_and_must_be_set() -> None:
                 found = VARIABLE.fullmatch(str(value).strip('"'))
                 assert found, f"{service}: {name} is written down"
                 assert found["kind"] == "?", f"{service}: {name} may be empty"
+            for password in re.findall(r"//[^/@\s]*:([^@\s]*)@", str(value)):
+                found = VARIABLE.fullmatch(password)
+                assert found, f"{service}: {name} has a password written down"
+                assert found["kind"] == "?", f"{service}: {name} may have an empty password"
+        shown = json.dumps([spec.get("command"), spec["healthcheck"], spec.get("labels")])
+        assert not any(SECRET.search(found["name"]) for found in VARIABLE.finditer(shown)), service
     assert {name for name, value in example().items() if SECRET.search(name) and value} == set()
 
 
-def test_the_example_names_exactly_what_the_compose_file_asks_for() -> None:
-    used = {found["name"] for found in VARIABLE.finditer((DOCKER / "compose.yaml").read_text())}
+def test_the_example_names_exactly_what_the_compose_files_ask_for() -> None:
+    used = {found["name"] for name in FILES["cluster"] for found in VARIABLE.finditer((DOCKER / name).read_text())}
     assert used == set(example())
 
 
-def test_only_the_code_server_gets_the_vendor_key_and_the_stores() -> None:
-    assert [name for name in SERVICES if POLYGON_KEY in environment(name)] == ["code"]
+# What each live service works with, besides NATS.
+WORKS_WITH = {
+    "collector": {"vendor"},
+    "aggregator": {"clickhouse"},
+    "ticks": {"postgres"},
+    "bridge": {"clickhouse"},
+    "repair": {"vendor", "clickhouse", "postgres"},
+    "throttle": set(),
+}
+
+
+@pytest.mark.parametrize("name", LIVE)
+def test_a_live_service_is_made_from_its_environment_and_knows_no_other_password(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_of(name, "single", monkeypatch)
+    [made] = build_services(settings, [name])
+    assert made.name == name
+    secrets = {
+        "vendor": settings.vendor.api_key,
+        "clickhouse": settings.clickhouse.password,
+        "postgres": settings.postgres.password,
+        "nats": settings.nats.password,
+    }
+    assert {place for place, secret in secrets.items() if secret != SecretStr("")} == {"nats", *WORKS_WITH[name]}
+    # What runs in Dagster or in another container has the same settings.
+    assert environment(name).items() <= environment("code").items()
+    assert environment(name, "cluster").items() <= environment("code", "cluster").items()
+
+
+def test_the_control_room_knows_neither_the_vendor_nor_the_stores() -> None:
     for name in ("webserver", "daemon"):
-        assert not any(variable.startswith(ENV_PREFIX) for variable in environment(name))
+        assert not any(variable.startswith(ENV_PREFIX) or variable == POLYGON_KEY for variable in environment(name))
 
 
 # ---------------------------------------------------------------- services
@@ -140,6 +167,25 @@ def test_images_are_pinned() -> None:
     assert set(re.findall(r"^FROM (\S+)", DOCKERFILE, re.M)) == {"python:3.11-slim-bookworm"}
 
 
+def test_the_nodes_of_the_cluster_are_alike() -> None:
+    cluster = services("cluster")
+    nodes = [name for name in cluster if name.startswith("nats")]
+    assert len(nodes) == 3
+
+    def shape(name: str) -> dict[str, Any]:
+        spec = {**cluster[name], "environment": {**cluster[name]["environment"]}, "volumes": mounts(cluster[name])}
+        assert spec["environment"].pop("NATS_NAME") == name
+        assert spec["volumes"].pop("/data") == name
+        return spec
+
+    assert shape(nodes[0]) == shape(nodes[1]) == shape(nodes[2])
+    routes = json.loads(environment("nats", "cluster")["NATS_ROUTES"])
+    assert routes == [f"nats-route://route:{PASSWORD}@{name}:6222" for name in nodes]
+    for name, variables in ((name, environment(name, "cluster")) for name in cluster):
+        if f"{ENV_PREFIX}NATS__URL" in variables:
+            assert set(nodes) <= set(cluster[name]["depends_on"]), name
+
+
 def test_published_ports_are_bound_to_loopback() -> None:
     published = [port for spec in SERVICES.values() for port in spec.get("ports", [])]
     assert published
@@ -148,7 +194,7 @@ def test_published_ports_are_bound_to_loopback() -> None:
 
 
 def test_nothing_reaches_the_docker_socket() -> None:
-    assert "docker.sock" not in (DOCKER / "compose.yaml").read_text()
+    assert not any("docker.sock" in (DOCKER / name).read_text() for name in FILES["cluster"])
 
 
 def test_every_mounted_or_copied_file_exists() -> None:
@@ -157,10 +203,9 @@ def test_every_mounted_or_copied_file_exists() -> None:
             context = (DOCKER / spec["build"]["context"]).resolve()
             assert context == ROOT
             assert (context / spec["build"]["dockerfile"]).is_file()
-        for volume in spec.get("volumes", []):
-            source = volume.split(":")[0]
+        for place, source in mounts(spec).items():
             known = (DOCKER / source).is_file() if source.startswith(".") else source in COMPOSE["volumes"]
-            assert known, f"{name}: {volume}"
+            assert known, f"{name}: {source} at {place}"
     copied = re.findall(r"^COPY (?!--from)(?:--chmod=\d+ )?(.+) \S+$", DOCKERFILE, re.M)
     ignored = (DOCKER / "Dockerfile.dockerignore").read_text().splitlines()
     for source in " ".join(copied).split():
@@ -176,7 +221,50 @@ def test_services_start_in_order_restart_and_prove_their_health() -> None:
         for needed, how in spec.get("depends_on", {}).items():
             assert how == {"condition": "service_healthy"}
             assert set(spec["networks"]) & set(SERVICES[needed]["networks"]), f"{name} cannot reach {needed}"
-    assert set(SERVICES["code"]["depends_on"]) == {"clickhouse", "nats", "postgres"}
+    assert set(services()["code"]["depends_on"]) == {"clickhouse", "nats", "postgres"}
+    for name, spec in live_services().items():
+        assert set(spec["depends_on"]) == {"nats", *WORKS_WITH[name]} - {"vendor"}
+
+
+def parsed(arguments: list[str]) -> dict[str, Any]:
+    """Parse a command as `market-pipeline` does; KeyError or a usage error for what it does not know."""
+    program, name, *rest = arguments
+    assert program in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    app: Any = get_command(build_app())
+    params: dict[str, Any] = app.commands[name].make_context(name, rest).params
+    return params
+
+
+def test_every_live_service_has_a_container_that_watches_itself() -> None:
+    live = live_services()
+    assert sorted(live) == sorted(LIVE)
+    assert {
+        name for name, spec in services().items() if spec.get("command", [])[:2] == ["market-pipeline", "run"]
+    } == set(live)
+    for name, spec in live.items():
+        kind, *check = spec["healthcheck"]["test"]
+        assert (spec["command"][1], check[1], kind) == ("run", "services", "CMD")
+        assert parsed(spec["command"])["names"] == [name]
+        asked = parsed(check)
+        assert (asked["names"], asked["here"]) == ([name], True)  # not another container of the same service
+        assert spec["init"] is True
+        grace = re.fullmatch(r"(\d+)s", spec["stop_grace_period"])
+        assert grace, name
+        assert int(grace[1]) > supervisor.STOP_S + supervisor.LEAVE_S, f"{name} is killed before it has finished"
+        # `--scale bridge=2`, and a host name of its own for each
+        assert not {"container_name", "hostname", "ports"} & set(spec), name
+
+
+def test_whoever_publishes_shares_the_spool_of_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = re.search(r"install -d -o market -g market -m 0750 (.+?) *\n[A-Z]", DOCKERFILE.replace("\\\n", ""), re.S)
+    assert made
+    publishers = [name for name in services() if f"{ENV_PREFIX}NATS__URL" in environment(name)]
+    assert set(publishers) == {"code", *LIVE}
+    for name in publishers:
+        place = str(spool_root(settings_of(name, "single", monkeypatch)))
+        assert mounts(services()[name]).get(place) == "spool", name
+        assert place in made[1].split(), "a volume on a folder that the image lacks would belong to root"
+    assert COMPOSE["volumes"]["spool"] is None  # the local driver: flock must hold between containers
 
 
 def test_the_image_runs_as_an_ordinary_user_from_the_whole_lock() -> None:
@@ -209,6 +297,19 @@ def test_dagster_yaml_differs_from_the_local_one_only_in_where_things_are_kept()
     assert {key: value for key, value in ours.items() if key not in places} == {
         key: value for key, value in local.items() if key not in places
     }
+
+
+def test_the_live_run_that_only_observes_is_one_that_the_job_takes() -> None:
+    from dagster import DefaultSensorStatus, validate_run_config
+
+    from market_pipeline.definitions import defs
+
+    [config] = re.findall(r"-j live_ingestion .*\\\n\s+--config-json '(.+)'", (DOCKER / "README.md").read_text())
+    job = defs.resolve_job_def("live_ingestion")
+    validate_run_config(job, json.loads(config))
+    assert json.loads(config)["ops"]["ingest"]["config"]["services"] == ["throttle"]
+    # Where the profile `live` runs, nothing else may start services unasked.
+    assert defs.resolve_sensor_def("keep_live").default_status == DefaultSensorStatus.STOPPED
 
 
 def test_dagster_accepts_the_instance_and_finds_its_database(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,72 +401,7 @@ def test_the_webserver_is_healthy_only_when_the_code_is_loaded(
     assert check(address) == 1  # it is gone
 
 
-# ---------------------------------------------------------------- NATS, ClickHouse, PostgreSQL
-
-NATS_SERVER = Path(sysconfig.get_path("scripts")) / "nats-server"
-NATS_CONF = DOCKER / "nats" / "nats.conf"
-
-
-def nats_environment(**changes: str) -> dict[str, str]:
-    return {"PATH": os.environ["PATH"], **environment("nats"), **changes}
-
-
-def test_nats_accepts_its_configuration_only_with_the_secrets() -> None:
-    command = [str(NATS_SERVER), "-t", "-c", str(NATS_CONF)]
-    good = subprocess.run(command, env=nats_environment(), capture_output=True, text=True, timeout=10)
-    assert good.returncode == 0, good.stderr
-    bare = subprocess.run(command, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, timeout=10)
-    assert bare.returncode != 0
-
-
-@contextmanager
-def nats_server(folder: Path) -> Iterator[dict[str, list[str]]]:
-    """Run the real server with the real file; only the addresses and the folder are the test's own."""
-    text = NATS_CONF.read_text()
-    for theirs, ours in (
-        ('"0.0.0.0:4222"', '"127.0.0.1:-1"'),
-        ('"127.0.0.1:8222"', '"127.0.0.1:-1"'),
-        ("/data\n", f"{json.dumps(str(folder))}\n"),
-    ):
-        assert text.count(theirs) == 1
-        text = text.replace(theirs, ours)
-    config = folder / "nats.conf"
-    config.write_text(f"{text}\nports_file_dir: {json.dumps(str(folder))}\n")
-    with (folder / "nats.log").open("wb") as log:
-        process = subprocess.Popen(
-            [str(NATS_SERVER), "-c", str(config)],
-            env=nats_environment(),
-            stdout=log,
-            stderr=log,
-            preexec_fn=die_with_parent,
-        )
-    try:
-        ports = folder / f"nats-server_{process.pid}.ports"
-        until = time.monotonic() + 15
-        while not (ports.exists() and ports.read_text().endswith("}")):
-            assert process.poll() is None, (folder / "nats.log").read_text()
-            assert time.monotonic() < until, "nats-server does not start"
-            time.sleep(0.02)
-        yield json.loads(ports.read_text())
-    finally:
-        process.kill()
-        process.wait()
-
-
-async def test_nats_runs_as_configured(tmp_path: Path) -> None:
-    with nats_server(tmp_path) as ports:
-        [address], [monitoring] = ports["nats"], ports["monitoring"]
-        client = await nats.connect(address, user="market", password=PASSWORD, allow_reconnect=False)
-        await client.jetstream().account_info()
-        assert client.max_payload == 4 * 1024 * 1024
-        await client.close()
-        with pytest.raises(nats.errors.Error, match=r"(?i)authorization"):
-            await nats.connect(address, user="market", password="wrong", allow_reconnect=False)
-        jetstream = json.load(await asyncio.to_thread(urlopen, f"{monitoring}/jsz", None, 5))
-        assert jetstream["config"]["max_storage"] >= max(storage_needed(), 8_000_000_000)
-        assert jetstream["config"]["sync_always"] is True
-        health = json.load(await asyncio.to_thread(urlopen, f"{monitoring}/healthz", None, 5))
-        assert health["status"] == "ok"
+# ---------------------------------------------------------------- ClickHouse, PostgreSQL
 
 
 def test_clickhouse_has_one_user_with_a_password_from_the_environment() -> None:
