@@ -27,6 +27,8 @@ from market_pipeline.settings import Settings
 SAY_EVERY_S = 60.0
 LOOK_EVERY_S = 10.0
 """Until the first live minute is stored, so that a stranger need not wait a quarter of an hour to see it."""
+JUDGE_AGAIN_S = 60.0
+"""While a check fails: repair works on it, and nobody should look at yesterday's red."""
 _SHOWN_FACTS = 40
 
 
@@ -51,6 +53,8 @@ class LiveReporter:
         self._reported_at: float | None = None
         self._looked_at = self._said_at = 0.0
         self._problems = ""
+        self._failing: set[tuple[dg.AssetKey, str]] = set()
+        self._judged_at = 0.0
 
     def look(self, health: Sequence[ServiceHealth]) -> None:
         """Say how the services are, and report partitions when it is time."""
@@ -67,6 +71,8 @@ class LiveReporter:
                 self._looked_at = now
                 if self._report(today):
                     self._reported_at = now
+            elif self._failing and now - self._judged_at >= JUDGE_AGAIN_S:
+                self._judge(today, everything=False)
         except StoreError as error:  # shown by the services' own health as well
             self._context.log.warning(f"today's partitions are not reported: {error}")
         except Exception as error:  # Dagster's storage may be away: its errors are its own
@@ -120,12 +126,22 @@ class LiveReporter:
         for partition in dict.fromkeys(each.partition for each in self.instruments):
             members = [each for each in self.instruments if each.partition == partition]
             self._materialize(day, partition, members, counts, due, shared, latency)
+        self._judge(day, everything=True)
+        return True
+
+    def _judge(self, day: date, *, everything: bool) -> None:
+        """Evaluate the checks; unless `everything`, tell only what has changed since."""
+        failing: set[tuple[dg.AssetKey, str]] = set()
         for evaluation in live_evaluations(
             self._context.instance, self._settings, self._partitions, self._stores, self._bus, day
         ):
-            # log_event takes evaluations too; its annotation does not say so
-            self._context.log_event(evaluation)  # type: ignore[arg-type]
-        return True
+            key = (evaluation.asset_key, evaluation.check_name)
+            if not evaluation.passed:
+                failing.add(key)
+            if everything or evaluation.passed == (key in self._failing):
+                # log_event takes evaluations too; its annotation does not say so
+                self._context.log_event(evaluation)  # type: ignore[arg-type]
+        self._failing, self._judged_at = failing, time.monotonic()
 
     def _materialize(
         self,
