@@ -161,7 +161,7 @@ class LiveReporter:
         expected = sum(len(calendar(i.calendar).expected_minutes(start, max(start, due))) for i in members)
         missing = max(0, expected - int(minutes["due_rows"].sum()))
         key = partition_key(day, partition)
-        self._log(TICKS, key, {**shared, **self._tick_facts(minutes)})
+        self._log(TICKS, key, {**self._tick_facts(minutes), **shared})
         self._log(
             MINUTES,
             key,
@@ -187,7 +187,7 @@ class LiveReporter:
             orient="row",
         )
         facts = {each.name: each.facts for each in self._health}.get("ticks", {})
-        numbers = {name: value for name, value in facts.items() if isinstance(value, int | float)}
+        numbers = {name: value for name, value in facts.items() if isinstance(value, int | float) and value}
         return {
             "ticks in the day's live minutes": int(minutes["live_ticks"].sum()),
             **{f"tick store: {name}": value for name, value in list(numbers.items())[:_SHOWN_FACTS]},
@@ -209,7 +209,9 @@ def _row_facts(rows: pl.DataFrame) -> Metadata:
 
 
 def _line(facts: Mapping[str, object]) -> str:
-    return ", ".join(f"{name} {_text(value)}" for name, value in list(facts.items())[:_SHOWN_FACTS])
+    """Return the facts that say something: no zeros, and not the run's own id."""
+    telling = [(name, value) for name, value in facts.items() if value not in (0, "") and name != "run_id"]
+    return ", ".join(f"{name} {_text(value)}" for name, value in telling[:_SHOWN_FACTS])
 
 
 def _text(value: object) -> str:
