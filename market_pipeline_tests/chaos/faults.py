@@ -120,6 +120,16 @@ def rest_storm(world: ChaosWorld, rng: random.Random) -> None:
         world.vendor.clear_faults(number)
 
 
+def clock_jump(world: ChaosWorld, rng: random.Random) -> None:
+    """Let the clock of our machine jump ahead or back, by less than it takes a minute to settle, and be set right."""
+    file = world.home / "clock_offset"
+    file.write_text(f"{rng.choice([-1, 1]) * rng.uniform(5, 20):.1f}")
+    try:
+        _pause(rng, 1, 4)
+    finally:
+        file.write_text("")
+
+
 def second_bridge(world: ChaosWorld, rng: random.Random) -> None:
     """Let two bridges share the work for a while; the second one is killed."""
     _beside(world, rng, ("bridge", "ticks"))
@@ -176,6 +186,7 @@ FAULTS: dict[str, Fault] = {
         silence_stream,
         disorder,
         rest_storm,
+        clock_jump,
         second_bridge,
         second_collector,
         freeze_live,

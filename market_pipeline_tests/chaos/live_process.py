@@ -11,7 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
-from market_pipeline_tests.chaos.clock import FastClock
+from market_pipeline_tests.chaos.clock import FastClock, WrongClock
 
 
 def scale_margins(speed: float) -> None:
@@ -25,7 +25,7 @@ def scale_margins(speed: float) -> None:
     client.PONG_PROVES_LESS_MS = round(client.PONG_PROVES_LESS_MS * speed)
 
 
-async def run(home: Path, clock: FastClock, names: list[str]) -> None:
+async def run(home: Path, clock: WrongClock, names: list[str]) -> None:
     """Run until SIGTERM."""
     from market_pipeline.live.build import build_services
     from market_pipeline.live.supervisor import LiveSupervisor
@@ -42,4 +42,5 @@ async def run(home: Path, clock: FastClock, names: list[str]) -> None:
 if __name__ == "__main__":
     fast = FastClock.read(sys.argv[2])
     scale_margins(fast.speed)
-    asyncio.run(run(Path(sys.argv[1]), fast, sys.argv[3:]))
+    folder = Path(sys.argv[1])
+    asyncio.run(run(folder, WrongClock(fast, folder / "clock_offset"), sys.argv[3:]))

@@ -17,7 +17,15 @@ pytestmark = pytest.mark.timeout(600)
 GROUPS = {
     "kills": ["kill_live", "kill_nats", "kill_clickhouse", "kill_postgres", "second_bridge"],
     "outages": ["stop_nats", "wipe_nats", "stop_postgres", "slow_clickhouse", "freeze_nats"],
-    "vendor": ["cut_stream", "silence_stream", "disorder", "rest_storm", "second_collector", "freeze_live"],
+    "vendor": [
+        "cut_stream",
+        "silence_stream",
+        "disorder",
+        "rest_storm",
+        "clock_jump",
+        "second_collector",
+        "freeze_live",
+    ],
 }
 
 
