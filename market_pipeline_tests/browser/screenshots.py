@@ -7,6 +7,7 @@ import time
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
+from market_pipeline.local.control_room import ControlRoom
 from market_pipeline.read import bars
 from market_pipeline.settings import load_settings
 from market_pipeline_tests.browser.chromium import Chromium
@@ -16,9 +17,14 @@ SETTLE_S = 4.0
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 
 
-def pages(day: date) -> dict[str, tuple[str, tuple[str, ...]]]:
+def pages(day: date, live_run: str) -> dict[str, tuple[str, tuple[str, ...]]]:
     """Return the pictures: file name -> path, and words that must stand on the page."""
+    today = datetime.now(UTC).date()
     return {
+        "live-run": (f"/runs/{live_run}", ("live_ingestion", "collector")),
+        "live-sensor": ("/locations/market_pipeline.definitions/sensors/keep_live", ("keep_live", "live_ingestion")),
+        "live-ticks": (f"/assets/market_ticks?view=partitions&partition={today}%7CBTCUSD", ("BTCUSD", "ticks in the")),
+        "live-minutes": (f"/assets/bars_1m?view=partitions&partition={today}%7CBTCUSD", ("BTCUSD", "live bars")),
         "asset-graph": (
             "/assets/bars_1m?view=lineage&lineageScope=neighbors&lineageDepth=10",
             ("vendor_minutes", "bars_1m", "bars_1w"),
@@ -40,8 +46,11 @@ def main() -> None:
     settings = load_settings(options.home)
     url = settings.dagster.webserver_url
     newest = bars("EUR/USD", "1m", date.today() - timedelta(days=30), datetime.now(UTC), settings=settings)
+    with ControlRoom(url) as room:
+        runs = room.runs_of("live_ingestion")
+    live_run = next((run["runId"] for run in runs if run["status"] == "STARTED"), "")
     with Chromium() as browser:
-        for name, (path, words) in pages(newest["ts"][-1].date()).items():
+        for name, (path, words) in pages(newest["ts"][-1].date(), live_run).items():
             try:
                 browser.open(url + path, *words)
             except TimeoutError as error:
