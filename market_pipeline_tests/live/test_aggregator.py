@@ -15,7 +15,7 @@ from market_pipeline.bus.checkpoint import Checkpoints
 from market_pipeline.bus.losses import LossBucket
 from market_pipeline.bus.session import open_bus
 from market_pipeline.bus.streams import LIVE, TICKS
-from market_pipeline.bus.tick_envelope import LATE
+from market_pipeline.bus.tick_envelope import LATE, LOSS_MARGIN
 from market_pipeline.errors import SettingsError
 from market_pipeline.live.aggregator import Aggregator, service
 from market_pipeline.live.aggregator.book import BookState
@@ -138,6 +138,30 @@ async def test_a_batch_that_cannot_be_read_takes_the_proof_of_its_minute(bench: 
     losses = await LossBucket(bench.bus).all()
     assert [(loss.start, loss.end, loss.cause) for loss in losses] == [
         (at(T0 + MINUTE), at(T0 + 2 * MINUTE) + LATE, "unreadable")
+    ]
+
+
+async def test_a_batch_that_never_came_takes_the_proof_of_its_minute(bench: Bench) -> None:
+    """Its number lacks: found after a restart too, and then not again; what comes twice lacks nothing."""
+    async with bench.running() as aggregator:
+        await bench.send([(T0, 1.0, 1.0)], alive=T0 + 30_000, number=1)
+        await bench.send([(T0 + MINUTE + 1, 1.0, 1.0)], alive=T0 + MINUTE + 5000, number=2)
+        await bench.send([(T0 + MINUTE + 1, 1.0, 1.0)], alive=T0 + MINUTE + 5000, number=2)
+        await bench.until(lambda frame: frame["complete"].to_list() == [True])
+        await eventually(lambda: aggregator.health().ticks == 3)
+    async with bench.running() as aggregator:
+        await bench.send([(T0 + MINUTE + 9000, 1.0, 1.0)], alive=T0 + MINUTE + 9000, number=4)
+        await bench.send(alive=T0 + 2 * MINUTE + 9000, number=5)
+        await bench.until(lambda frame: frame["complete"].to_list() == [True, False])
+        await bench.send([(T0 + 2 * MINUTE + 9500, 1.0, 1.0)], alive=T0 + 2 * MINUTE + 9500, number=6)
+        await eventually(lambda: aggregator.health().losses == {"missing": 1})
+    async with bench.running() as aggregator:
+        await bench.send([(T0 + 3 * MINUTE, 1.0, 1.0)], alive=T0 + 4 * MINUTE, epoch=2, number=1)
+        made = await bench.until(lambda frame: frame.height == 4)
+        assert made["complete"].to_list() == [True, False, True, True]
+        assert aggregator.health().losses == {}
+    assert [(loss.start, loss.end, loss.cause, loss.session_id) for loss in await LossBucket(bench.bus).all()] == [
+        (at(T0 + MINUTE + 5000) + LATE - LOSS_MARGIN, at(T0 + MINUTE + 9000) + LOSS_MARGIN, "missing", "s")
     ]
 
 
