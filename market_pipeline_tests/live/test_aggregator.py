@@ -265,6 +265,16 @@ async def test_a_fresh_aggregator_makes_bars_of_all_that_the_stream_holds(bench:
         assert made["complete"].all(), "nothing went before the first message of all"
 
 
+async def test_a_stream_whose_first_batch_is_not_the_first_of_its_symbol_is_not_believed_before_it(
+    bench: Bench,
+) -> None:
+    await bench.send([(T0 + 9000, 1.0, 1.0)], alive=T0 + MINUTE, number=3)
+    await bench.send([(T0 + 2 * MINUTE, 2.0, 2.0)], alive=T0 + 3 * MINUTE, number=4)
+    async with bench.running():
+        made = await bench.until(lambda frame: frame.height == 2)
+        assert made["complete"].to_list() == [False, True]
+
+
 async def test_what_the_stream_no_longer_holds_is_not_claimed(bench: Bench) -> None:
     await bench.send([(T0, 1.0, 1.0)], alive=T0 + 1000)
     await bench.bus.js.purge_stream(TICKS)
