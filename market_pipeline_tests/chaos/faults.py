@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from market_pipeline.bus.spool import spool_root, spool_status
+from market_pipeline.bus.spool import FolderStatus, spool_root, spool_status
 from market_pipeline.bus.spool.folder import segments_of
 from market_pipeline_tests.chaos.world import SYMBOLS, ChaosWorld, LiveProcess
 from market_pipeline_tests.waiting import until
@@ -42,16 +42,19 @@ def stop_nats(world: ChaosWorld, rng: random.Random) -> None:
 
 def torn_spool(world: ChaosWorld, rng: random.Random) -> None:
     """Kill all that is live while ticks are on its disk, and damage them there: a byte, or the end of a file."""
-    root = spool_root(world.settings)
+
+    def of_ticks() -> list[FolderStatus]:
+        return [each for each in spool_status(spool_root(world.settings)) if each.name.startswith("collector")]
+
     # without a term of its lease a collector has nothing to spool
     until(lambda: sum(map(len, world.vendor.stream_stats()["subscriptions"].values())) >= len(SYMBOLS), "not live", 60)
     world.nats.kill()
     try:
-        until(lambda: sum(each.records for each in spool_status(root)) >= SPOOLED, "nothing was spooled", 60)
+        until(lambda: sum(each.records for each in of_ticks()) >= SPOOLED, "nothing was spooled", 60)
         for each in world.live:
             each.process.kill()
             each.process.wait()
-        segments = [segment for folder in spool_status(root) for segment in segments_of(folder.path)]
+        segments = [segment for folder in of_ticks() for segment in segments_of(folder.path)]
         segment = max(segments, key=lambda each: each.stat().st_size)
         data = bytearray(segment.read_bytes())
         if rng.random() < 0.7:
