@@ -22,7 +22,7 @@ log = structlog.get_logger(__name__)
 LOSS_BUCKET = "losses"
 KEEP_S = 30 * 86_400.0
 
-LossCause = Literal["disconnect", "overflow", "silence", "lease", "unreadable", "late", "expired"]
+LossCause = Literal["disconnect", "overflow", "silence", "lease", "unreadable", "late", "expired", "missing"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,8 @@ class LossInterval:
 
     cause: `disconnect`; `overflow` (more came than could be published); `silence` (the feed stood still and was given
     up); `lease` (no collector, or another one); `unreadable` (a frame or batch that could not be read); `late` (ticks
-    that came after their bar was final); `expired` (batches left the stream before they were taken).
+    that came after their bar was final); `expired` (batches left the stream before they were taken); `missing` (batches
+    never came, as the numbers of the next ones show: a damaged spool, a message deleted).
     session_id: the session that ended at `start`, empty if none is known.
     """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 
@@ -77,20 +77,30 @@ class SpoolingTicks:
                 log.error("spooled_ticks_unreadable", subject=record.subject, error=str(error))
         told = []
         for subject, batches in by_subject.items():
-            heartbeat = _loss_of(batches)
-            if heartbeat is None:
-                continue
-            headers = heartbeat.headers
-            assert headers.lost_from is not None
-            self._on_loss(
-                LossInterval(headers.symbol, headers.lost_from, headers.alive_at, "overflow", batches[0].session_id)
-            )
-            fields: Mapping[str, str] = headers.to_nats()
-            told.append(SpoolRecord(subject, f"{headers.batch_id:x}", fields, heartbeat.payload, now_ms()))
+            headers = _loss_of(batches)
+            if headers is None:
+                # Nothing was in them to lose; the last one says all that they said.
+                headers = batches[-1]
+                if not headers.number:
+                    continue
+            else:
+                assert headers.lost_from is not None
+                self._on_loss(
+                    LossInterval(headers.symbol, headers.lost_from, headers.alive_at, "overflow", batches[0].session_id)
+                )
+            fields = replace(headers, covers=_covered(batches)).to_nats()
+            told.append(SpoolRecord(subject, f"{headers.batch_id:x}", fields, b"", now_ms()))
         return told
 
 
-def _loss_of(batches: Sequence[TickHeaders]) -> EncodedTicks | None:
+def _covered(batches: Sequence[TickHeaders]) -> int:
+    """Return how many numbers the one stands for that is published instead of batches, under the number of the last."""
+    last = batches[-1]
+    firsts = [each.number - each.covers + 1 for each in batches if each.epoch == last.epoch and each.number]
+    return last.number - min(firsts) + 1 if last.number else 1
+
+
+def _loss_of(batches: Sequence[TickHeaders]) -> TickHeaders | None:
     """Return the heartbeat that tells of batches which nobody will get; None if there was nothing in them to lose.
 
     It is of a session of its own, which claims nothing but that: consumers hold what it says against every session.
@@ -105,7 +115,7 @@ def _loss_of(batches: Sequence[TickHeaders]) -> EncodedTicks | None:
         return None
     last, at = batches[-1], max(ends)
     batch_id = new_batch_id()
-    headers = replace(
+    return replace(
         last,
         batch_id=batch_id,
         correlation_id=f"given-up-{batch_id:x}",
@@ -117,4 +127,3 @@ def _loss_of(batches: Sequence[TickHeaders]) -> EncodedTicks | None:
         alive_at=at,
         lost_from=min(begins),
     )
-    return EncodedTicks(headers, b"")

@@ -69,6 +69,7 @@ _NUMBERS = {
     "epoch": ("Epoch", 0, 2**63 - 1),
     "rows": ("Rows", 0, 2**32 - 1),
 }
+_OPTIONAL_NUMBERS = {"number": ("No", 0), "covers": ("Covers", 1)}  # header, and the value that is not sent
 _TIMES = {"session_started": "Session-Started", "alive_at": "Alive-At"}
 _OPTIONAL_TIMES = {"first_ts": "First-Ts", "last_ts": "Last-Ts", "lost_from": "Lost-From"}
 
@@ -86,6 +87,9 @@ class TickHeaders:
     alive_at: up to where the session showed signs of life, all of whose events are in this batch or an earlier one: the
         time of an event, or of a ping that was answered. An event that came late may still follow (see `proven_until`).
     lost_from: events of this symbol in [lost_from, session_started) may be lost; None where nothing went before.
+    number: the batch's number of this symbol in this epoch: 1, 2, 3 …, heartbeats included, without a hole unless a
+        batch was lost; 0 where the producer does not count. One that is published again keeps it.
+    covers: the numbers up to `number` that the batch stands for, because it was published instead of those.
     stages: epoch ms, `received` (the first row by the collector) and `published`.
     """
 
@@ -101,6 +105,8 @@ class TickHeaders:
     first_ts: datetime | None = None
     last_ts: datetime | None = None
     lost_from: datetime | None = None
+    number: int = 0
+    covers: int = 1
     source: str = VENDOR_STREAM
     schema_version: int = TICK_SCHEMA_VERSION
     stages: dict[str, int] = field(default_factory=dict)
@@ -129,6 +135,9 @@ class TickHeaders:
         headers = {_VERSION: str(self.schema_version)}
         for name, (header, _, _) in _NUMBERS.items():
             headers[header] = str(getattr(self, name))
+        for name, (header, unsent) in _OPTIONAL_NUMBERS.items():
+            if (number := getattr(self, name)) != unsent:
+                headers[header] = str(number)
         for name, header in (_TIMES | _OPTIONAL_TIMES).items():
             if (value := getattr(self, name)) is not None:
                 headers[header] = str(to_ms(value))
@@ -158,6 +167,9 @@ class TickHeaders:
         values: dict[str, Any] = {}
         for name, (header, low, high) in _NUMBERS.items():
             values[name] = read_number(given, header, low, high)
+        for name, (header, unsent) in _OPTIONAL_NUMBERS.items():
+            if header in given:
+                values[name] = read_number(given, header, unsent, 2**63 - 1)
         for name, header in _TIMES.items():
             values[name] = read_time(given, header)
         for name, header in _OPTIONAL_TIMES.items():

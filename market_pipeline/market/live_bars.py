@@ -104,6 +104,11 @@ class LiveBars:
         self._proof.interrupt()
         self._judge_again = True
 
+    def lose(self, start: int, end: int) -> None:
+        """Ticks in [start, end) (epoch ms) may be missing: what they would be in is not complete."""
+        self._proof.lose(start, end)
+        self._judge_again = True
+
     def close(self, until: int) -> None:
         """Close what ended before `until` (epoch ms) though nothing proves it: for when no batch comes any more."""
         self._forced = max(self._forced, until)

@@ -50,6 +50,10 @@ class Proof:
         self._seen_from = None
         self._reading += 1
 
+    def lose(self, start: int, end: int) -> None:
+        """Ticks in [start, end) may be missing, whatever a session claims."""
+        self._losses.add((start, end))
+
     def complete(self, opens: Ints, length_ms: int) -> NDArray[np.bool_]:
         """Say of each window [open, open + length) whether it is proven."""
         proven = np.zeros(len(opens), dtype=bool)

@@ -8,9 +8,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from market_pipeline_tests.chaos.world import ChaosWorld, LiveProcess
+from market_pipeline.bus.spool import FolderStatus, spool_root, spool_status
+from market_pipeline.bus.spool.folder import segments_of
+from market_pipeline_tests.chaos.world import SYMBOLS, ChaosWorld, LiveProcess
+from market_pipeline_tests.waiting import until
 
 Fault = Callable[[ChaosWorld, random.Random], None]
+SPOOLED = 30  # records, before it is worth damaging one
 
 
 def _pause(rng: random.Random, low: float, high: float) -> None:
@@ -34,6 +38,33 @@ def stop_nats(world: ChaosWorld, rng: random.Random) -> None:
         _pause(rng, 3, 8)
     finally:
         world.nats.start()
+
+
+def torn_spool(world: ChaosWorld, rng: random.Random) -> None:
+    """Kill all that is live while ticks are on its disk, and damage them there: a byte, or the end of a file."""
+
+    def of_ticks() -> list[FolderStatus]:
+        return [each for each in spool_status(spool_root(world.settings)) if each.name.startswith("collector")]
+
+    # without a term of its lease a collector has nothing to spool
+    until(lambda: sum(map(len, world.vendor.stream_stats()["subscriptions"].values())) >= len(SYMBOLS), "not live", 60)
+    world.nats.kill()
+    try:
+        until(lambda: sum(each.records for each in of_ticks()) >= SPOOLED, "nothing was spooled", 60)
+        for each in world.live:
+            each.process.kill()
+            each.process.wait()
+        segments = [segment for folder in of_ticks() for segment in segments_of(folder.path)]
+        segment = max(segments, key=lambda each: each.stat().st_size)
+        data = bytearray(segment.read_bytes())
+        if rng.random() < 0.7:
+            data[rng.randrange(len(data) // 4, len(data) * 3 // 4)] ^= 0x55
+        else:
+            del data[-rng.randint(1, 40) :]
+        segment.write_bytes(data)
+    finally:
+        world.nats.start()
+    world.keep_live()
 
 
 def freeze_nats(world: ChaosWorld, rng: random.Random) -> None:
@@ -176,6 +207,7 @@ FAULTS: dict[str, Fault] = {
         kill_live,
         kill_nats,
         stop_nats,
+        torn_spool,
         freeze_nats,
         wipe_nats,
         kill_clickhouse,

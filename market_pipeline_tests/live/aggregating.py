@@ -77,6 +77,7 @@ class Bench:
         started: int = T0 - MINUTE,
         lost_from: int | None = None,
         batch_id: int | None = None,
+        number: int = 0,
         **headers: str,
     ) -> int:
         """Publish a batch, or without rows a heartbeat, and return its sequence. `alive`: up to where it proves."""
@@ -94,6 +95,7 @@ class Bench:
                 session_started=from_ms(started),
                 alive_at=at,
                 lost_from=None if lost_from is None else from_ms(lost_from),
+                number=number,
                 stages={"received": now_ms()},
             ),
         )

@@ -15,7 +15,7 @@ from market_pipeline.bus.checkpoint import Checkpoints
 from market_pipeline.bus.losses import LossBucket
 from market_pipeline.bus.session import open_bus
 from market_pipeline.bus.streams import LIVE, TICKS
-from market_pipeline.bus.tick_envelope import LATE
+from market_pipeline.bus.tick_envelope import LATE, LOSS_MARGIN
 from market_pipeline.errors import SettingsError
 from market_pipeline.live.aggregator import Aggregator, service
 from market_pipeline.live.aggregator.book import BookState
@@ -141,6 +141,30 @@ async def test_a_batch_that_cannot_be_read_takes_the_proof_of_its_minute(bench: 
     ]
 
 
+async def test_a_batch_that_never_came_takes_the_proof_of_its_minute(bench: Bench) -> None:
+    """Its number lacks: found after a restart too, and then not again; what comes twice lacks nothing."""
+    async with bench.running() as aggregator:
+        await bench.send([(T0, 1.0, 1.0)], alive=T0 + 30_000, number=1)
+        await bench.send([(T0 + MINUTE + 1, 1.0, 1.0)], alive=T0 + MINUTE + 5000, number=2)
+        await bench.send([(T0 + MINUTE + 1, 1.0, 1.0)], alive=T0 + MINUTE + 5000, number=2)
+        await bench.until(lambda frame: frame["complete"].to_list() == [True])
+        await eventually(lambda: aggregator.health().ticks == 3)
+    async with bench.running() as aggregator:
+        await bench.send([(T0 + MINUTE + 9000, 1.0, 1.0)], alive=T0 + MINUTE + 9000, number=4)
+        await bench.send(alive=T0 + 2 * MINUTE + 9000, number=5)
+        await bench.until(lambda frame: frame["complete"].to_list() == [True, False])
+        await bench.send([(T0 + 2 * MINUTE + 9500, 1.0, 1.0)], alive=T0 + 2 * MINUTE + 9500, number=6)
+        await eventually(lambda: aggregator.health().losses == {"missing": 1})
+    async with bench.running() as aggregator:
+        await bench.send([(T0 + 3 * MINUTE, 1.0, 1.0)], alive=T0 + 4 * MINUTE, epoch=2, number=1)
+        made = await bench.until(lambda frame: frame.height == 4)
+        assert made["complete"].to_list() == [True, False, True, True]
+        assert aggregator.health().losses == {}
+    assert [(loss.start, loss.end, loss.cause, loss.session_id) for loss in await LossBucket(bench.bus).all()] == [
+        (at(T0 + MINUTE + 5000) + LATE - LOSS_MARGIN, at(T0 + MINUTE + 9000) + LOSS_MARGIN, "missing", "s")
+    ]
+
+
 async def test_without_batches_bars_come_out_unproven_and_are_proven_later(bench: Bench) -> None:
     async with bench.running(silent_ms=300):
         await bench.send([(T0, 1.0, 1.0)], alive=T0 + 10)
@@ -239,6 +263,16 @@ async def test_a_fresh_aggregator_makes_bars_of_all_that_the_stream_holds(bench:
         made = await bench.until(lambda frame: frame.height == 3)
         assert made.select(COLUMNS).rows() == expected(rows, "1m")
         assert made["complete"].all(), "nothing went before the first message of all"
+
+
+async def test_a_stream_whose_first_batch_is_not_the_first_of_its_symbol_is_not_believed_before_it(
+    bench: Bench,
+) -> None:
+    await bench.send([(T0 + 9000, 1.0, 1.0)], alive=T0 + MINUTE, number=3)
+    await bench.send([(T0 + 2 * MINUTE, 2.0, 2.0)], alive=T0 + 3 * MINUTE, number=4)
+    async with bench.running():
+        made = await bench.until(lambda frame: frame.height == 2)
+        assert made["complete"].to_list() == [False, True]
 
 
 async def test_what_the_stream_no_longer_holds_is_not_claimed(bench: Bench) -> None:

@@ -106,6 +106,7 @@ async def test_a_quiet_symbol_is_proven_quiet(server: NatsProcess, vendor: Strea
             assert alive == sorted(alive)
             assert alive[-1] - seen[0].headers.session_started > timedelta(milliseconds=300)
             assert len({each.headers.session_id for each in seen}) == 1
+            assert [each.headers.number for each in seen] == list(range(1, len(seen) + 1))
             assert seen[-1].headers.heartbeat
             assert all(each.headers.lost_from is None for each in seen)
             # A sign of life is never ahead of the time.

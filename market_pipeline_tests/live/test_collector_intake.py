@@ -121,6 +121,7 @@ class Model:
         if session.ended_ms is not None:
             assert all(tick.ts_ms <= session.ended_ms for tick in ticks), "a tick of another session"
         self.intake.done(len(ticks))
+        assert batch.headers.number == len(self.published[symbol]) + 1
         self.published[symbol].append((batch.headers, ticks))
 
 

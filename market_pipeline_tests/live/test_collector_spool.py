@@ -5,21 +5,24 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
 from market_pipeline.bus.connection import connect
 from market_pipeline.bus.spool import spool_status
+from market_pipeline.bus.spool.folder import segments_of
+from market_pipeline.bus.spool.record import scan
 from market_pipeline.bus.spooling import spooling
 from market_pipeline.bus.streams import ensure_streams
 from market_pipeline.bus.tick_envelope import EpochFence
+from market_pipeline.bus.tick_numbers import BatchNumbers
 from market_pipeline.live.collector import Collector
 from market_pipeline.live.collector_service import collector_facts
 from market_pipeline.settings import Settings, SpoolSettings
 from market_pipeline_tests.live import collecting as bench
-from market_pipeline_tests.live.collecting import BTC, collecting, trade, until
+from market_pipeline_tests.live.collecting import BTC, Seen, collecting, trade, until
 from market_pipeline_tests.servers import NatsProcess
 from market_pipeline_tests.vendors.stream_vendor import Connection, StreamVendor
 
@@ -119,6 +122,45 @@ async def test_a_collector_that_is_stopped_while_nats_is_away_leaves_its_ticks_t
     assert spool_status(server.home / "spool") == []
 
 
+async def test_a_record_that_is_damaged_on_disk_lacks_among_the_numbers(
+    server: NatsProcess, vendor: StreamVendor
+) -> None:
+    """What consumers see of it is all that there is to see: the session's next batch claims that nothing lacks."""
+    async with collecting(server, vendor, BTC) as first:
+        connection = await vendor.subscribed()
+        await send(connection, 0, 10)
+        await until(lambda: first.collector.health().ticks == 10)
+        server.kill()
+        for begin in range(10, 110, 10):
+            await send(connection, begin, begin + 10)
+            await until(lambda begin=begin: first.collector.health().ticks == begin + 10)
+        await first.end()
+    (segment,) = segments_of(spool_status(server.home / "spool")[0].path)
+    data = bytearray(segment.read_bytes())
+    with_ticks = [each for each in scan(bytes(data)).records if each.payload]
+    data[data.index(with_ticks[len(with_ticks) // 2].payload)] ^= 0x55
+    segment.write_bytes(data)
+    server.start()
+    async with collecting(server, vendor, BTC) as second:
+        connection = await vendor.subscribed(1)
+        await send(connection, 110, 120)
+        await until(lambda: second.collector.health().ticks == 10)
+        seen = await second.seen(heartbeats=True)
+    missing = set(range(120)) - {price for each in seen if each.headers.rows for price in each.frame["price"]}
+    assert missing
+    (hole,) = holes(seen)
+    before = max(each.frame["ts"].max() for each in seen if each.headers.rows and each.frame["price"][0] < min(missing))
+    after = min(each.frame["ts"].min() for each in seen if each.headers.rows and each.frame["price"][0] > max(missing))
+    assert hole[0] <= before, "from before the last tick that came"
+    assert hole[1] >= after, "to behind the next one"
+
+
+def holes(seen: list[Seen]) -> list[tuple[datetime, datetime]]:
+    """Return what a consumer misses by the numbers of batches."""
+    numbers = BatchNumbers()
+    return [missed for each in seen if (missed := numbers.missed(each.headers)) is not None]
+
+
 async def test_ticks_that_come_after_another_got_the_lease_are_dropped_by_consumers_and_told_as_lost(
     server: NatsProcess, vendor: StreamVendor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,6 +234,8 @@ async def test_a_full_spool_that_gives_up_the_oldest_says_so_in_the_stream_and_t
         seen = await world.seen(heartbeats=True)
         told = [each for each in seen if each.headers.lost_from is not None]
         assert told
+        assert holes(seen) == [], "it is told, and not by the numbers a second time"
+        assert max(each.headers.covers for each in seen) > 1
         # It is told before anything that follows the loss, and not a moment of what was kept is called lost.
         first_after = next(each.seq for each in seen if each.headers.rows and each.frame["price"][0] > missing[-1])
         assert max(each.seq for each in told) < first_after

@@ -21,7 +21,7 @@ from market_pipeline.bus.dead_letters import list_dead_letters
 from market_pipeline.bus.latest import LatestValues
 from market_pipeline.bus.session import BusSession, open_bus
 from market_pipeline.bus.streams import TICKS
-from market_pipeline.bus.tick_envelope import LATE
+from market_pipeline.bus.tick_envelope import LATE, LOSS_MARGIN
 from market_pipeline.local.stack import Stack
 from market_pipeline.settings import Settings
 from market_pipeline.stores.ticks import TickReader, TickStore
@@ -259,6 +259,35 @@ async def test_messages_that_lack_in_between_are_asked_for_or_a_recorded_loss(
         assert service.health().facts["expired_losses"] == 1
     assert lost(reader, "EURUSD") == [(after["ts"][39], after["ts"][60] + LATE, "expired")]
     assert values(stored(reader, "EURUSD")) == values(pl.concat([frame, after[:40], after[60:]]))
+
+
+async def test_batches_that_never_came_are_a_recorded_loss(
+    bus: BusSession, settings: Settings, reader: TickReader
+) -> None:
+    """Their numbers lack, across a restart too; what comes twice, and heartbeats, are no loss."""
+    frame, _ = run_of("EURUSD", 100, 10)
+    parts = list(frame.iter_slices(10))
+    batches = [encoded(part, number=2 * place + 1) for place, part in enumerate(parts)]
+    quiet = [
+        encoded(frame.clear(), symbol="EURUSD", alive_at=part["ts"][-1], number=2 * place + 2)
+        for place, part in enumerate(parts)
+    ]
+    sent = [batch for pair in zip(batches, quiet, strict=True) for batch in pair]
+    async with bridging(settings):
+        await publish(bus, [*sent[:4], *sent[5:10]])  # the third part never comes
+        await drained(bus)
+    first = (frame["ts"][19] - LOSS_MARGIN, frame["ts"][29] + LOSS_MARGIN, "missing")
+    assert lost(reader, "EURUSD") == [first]
+    async with bridging(settings):
+        await publish(bus, [*sent[7:10], *sent[10:12], sent[14]])  # nor the seventh
+        await drained(bus)
+    second = (frame["ts"][59] - LOSS_MARGIN, frame["ts"][70] + LOSS_MARGIN, "missing")
+    assert lost(reader, "EURUSD") == [first, second]
+    async with bridging(settings):
+        await publish(bus, sent[15:])
+        await drained(bus)
+    assert lost(reader, "EURUSD") == [first, second]
+    assert values(stored(reader, "EURUSD")) == values(pl.concat([frame[:20], frame[30:60], frame[70:]]))
 
 
 async def test_old_days_are_dropped(bus: BusSession, settings: Settings, reader: TickReader) -> None:

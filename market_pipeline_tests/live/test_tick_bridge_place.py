@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from market_pipeline.bus.tick_envelope import LATE, TickHeaders
+from market_pipeline.bus.tick_envelope import LATE, LOSS_MARGIN, TickHeaders
 from market_pipeline.bus.tick_reader import StreamSpan
 from market_pipeline.live.tick_bridge.meter import Meter
 from market_pipeline.live.tick_bridge.place import Place, resume
 
 T0 = datetime(2024, 3, 5, 12, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+SENT = [(1, 1), (2, 2), (4, 4), (5, 5)]  # sequence, number
 
 
 def headers(symbol: str, first_ts: datetime | None, alive_at: datetime = T0) -> TickHeaders:
@@ -56,6 +59,21 @@ def test_the_first_batch_after_a_hole_ends_the_loss_of_its_symbol() -> None:
     # a second hole before the end of the first: it goes on
     assert place.with_hole(30, {"A": later}).missed["A"] == place.missed["A"]
     assert msgspec.json.decode(msgspec.json.encode(place), type=Place) == place
+
+
+def test_numbers_that_lack_are_a_loss_once_and_what_is_told_as_expired_is_none() -> None:
+    numbered = [(seq, replace(headers("A", None, T0 + seq * MINUTE), number=number)) for seq, number in SENT]
+    place, losses = Place("one", 0).numbered(numbered)
+    assert [(loss.start, loss.end, loss.cause) for loss in losses] == [
+        (T0 + 2 * MINUTE - LOSS_MARGIN, T0 + 4 * MINUTE + LOSS_MARGIN, "missing")
+    ]
+    place = msgspec.json.decode(msgspec.json.encode(place.moved(5)), type=Place)
+    assert place.numbered(numbered) == (place, []), "delivered again"
+    later = [(9, replace(headers("A", None, T0 + 9 * MINUTE), number=9))]
+    assert [loss.start for loss in place.numbered(later)[1]] == [T0 + 5 * MINUTE - LOSS_MARGIN]
+    assert place.with_hole(8, {"A": T0}).numbered(later)[1] == []
+    known, gone = resume(place, StreamSpan(1, 9, "one"), 8)
+    assert (known.seq, gone, known.numbered(later)[1]) == (8, None, []), "stored by one who died before it said so"
 
 
 def test_meter_forgets() -> None:

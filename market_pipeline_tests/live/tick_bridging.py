@@ -30,7 +30,13 @@ def settings_of(nats: NatsSettings, postgres: PostgresSettings) -> Settings:
 
 
 def encoded(
-    frame: pl.DataFrame, *, symbol: str = "", epoch: int = 1, alive_at: datetime | None = None, batch_id: int = 0
+    frame: pl.DataFrame,
+    *,
+    symbol: str = "",
+    epoch: int = 1,
+    alive_at: datetime | None = None,
+    batch_id: int = 0,
+    number: int = 0,
 ) -> EncodedTicks:
     """Return a batch as the collector publishes it; without rows a heartbeat of `symbol` at `alive_at`."""
     alive_at = alive_at or frame["ts"].max()  # type: ignore[assignment]
@@ -45,6 +51,7 @@ def encoded(
         session_id="s",
         session_started=alive_at - timedelta(hours=1),
         alive_at=alive_at,
+        number=number,
         stages={"received": now_ms()},
     )
     return encode_tick_batch(frame, headers)

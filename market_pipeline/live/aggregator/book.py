@@ -12,6 +12,7 @@ from market_pipeline.bus.envelope import EncodedBatch, encode_batches, new_batch
 from market_pipeline.bus.losses import LossCause, LossInterval
 from market_pipeline.bus.subjects import untoken
 from market_pipeline.bus.tick_envelope import TickHeaders, decode_tick_columns
+from market_pipeline.bus.tick_numbers import BatchNumbers, Numbered
 from market_pipeline.bus.tick_reader import StreamSpan, TickMessage
 from market_pipeline.errors import InputError, UnreadableBatch
 from market_pipeline.market.instruments import Instrument
@@ -27,16 +28,22 @@ STAGE_RECEIVED, STAGE_CLOSED = "received", "decoded"
 
 @dataclass(frozen=True, slots=True)
 class BookState:
-    """Hold what a restart needs: the state of each symbol; batches up to `through_seq` made the bars published."""
+    """Hold what a restart needs: the state of each symbol; batches up to `through_seq` made the bars published.
+
+    numbers: the last batch of each symbol up to `through_seq`.
+    """
 
     through_seq: int
     symbols: dict[str, SymbolState] = field(default_factory=dict)
+    numbers: dict[str, Numbered] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class _Lane:
     bars: LiveBars
     heard_at: int  # epoch ms at which a batch was taken
+    numbered_seq: int = 0  # up to this batch a checkpoint knows whether one was missing
+    new: bool = False  # nothing is known of it from a checkpoint
     lost_since: int | None = None  # no batch since then was taken
     lost_cause: LossCause = "expired"
 
@@ -63,6 +70,9 @@ class Book:
             log.warning("ticks_stream_is_another", checkpoint=known.through_seq, last_seq=span.last_seq)
             known, whole = None, False
         self.hold_until = known.through_seq if known is not None else 0
+        keys = {each.key for each in instruments}
+        given = known.numbers if known is not None else {}
+        self._numbers = BatchNumbers({key: each for key, each in given.items() if key in keys})
         self.unreadable = 0
         self._losses: list[LossInterval] = []
         self._lanes = {each.key: _lane(each, rules, known, span, whole, now) for each in instruments}
@@ -85,6 +95,8 @@ class Book:
             except UnreadableBatch as error:
                 self._skip(message, error)
                 continue
+            if message.seq > lane.numbered_seq:
+                self._note_missing(lane, headers)
             facts = batch_facts(message.seq, headers)
             if lane.lost_since is not None:
                 self._lose(headers.symbol, lane.lost_since, facts.alive, lane.lost_cause)
@@ -120,7 +132,8 @@ class Book:
 
     def state(self) -> BookState:
         """Return what a restart needs; to be kept once everything that `due` returned is published."""
-        return BookState(self.next_seq - 1, {key: lane.bars.state(self.next_seq) for key, lane in self._lanes.items()})
+        symbols = {key: lane.bars.state(self.next_seq) for key, lane in self._lanes.items()}
+        return BookState(self.next_seq - 1, symbols, dict(self._numbers.last))
 
     def behind_s(self, now: int) -> float | None:
         """Return the age of what is proven of the slowest symbol, in seconds."""
@@ -133,6 +146,20 @@ class Book:
         for lane in self._lanes.values():
             add_counts(total, lane.bars.counts)
         return total
+
+    def _note_missing(self, lane: _Lane, headers: TickHeaders) -> None:
+        """Batches that never came are known by their numbers: their time is not complete, and to be repaired."""
+        symbol = headers.symbol
+        if lane.lost_since is not None:
+            self._numbers.forget([symbol])  # all that since then is told as lost
+        if lane.new and self._numbers.begins_later(headers):
+            lane.bars.interrupt()
+        missed = self._numbers.missed(headers)
+        if missed is None:
+            return
+        log.warning("tick_batches_missing", symbol=symbol, before=headers.number, session_id=headers.session_id)
+        lane.bars.lose(to_ms(missed[0]), to_ms(missed[1]))
+        self._losses.append(LossInterval(symbol, *missed, "missing", headers.session_id))
 
     def _expire(self) -> None:
         """Batches left the stream before they were taken, of whichever symbols: none is complete until the next one."""
@@ -164,10 +191,11 @@ def _lane(
     instrument: Instrument, rules: LiveRules, known: BookState | None, span: StreamSpan, whole: bool, now: int
 ) -> _Lane:
     state = known.symbols.get(instrument.key) if known is not None else None
+    new = state is None
     if state is None:
         state = first_state(max(1, span.first_seq), seen_from=0 if whole else None)
     if state.from_seq >= span.first_seq:
-        return _Lane(LiveBars(instrument, rules, state), now)
+        return _Lane(LiveBars(instrument, rules, state), now, numbered_seq=state.through_seq, new=new)
     # Made of what is left, the bars under way would be worse than those published: they are left to repair.
     log.warning("ticks_expired", symbol=instrument.key, wanted=state.from_seq, first_seq=span.first_seq)
     proven = max((claim[2] for claim in state.proof.claims), default=state.floor)

@@ -40,6 +40,7 @@ def tick_batch(
         first_ts=first_ts,
         last_ts=last_ts,
         lost_from=None if session.lost_from_ms is None else from_ms(session.lost_from_ms),
+        number=lane.batches,  # a lane lives for one epoch
         stages={"received": ticks[0].received_ms if ticks else now_ms},
     )
     return EncodedTicks(headers, payload)

@@ -38,7 +38,11 @@ class Gap:
 
 @dataclass(slots=True)
 class Lane:
-    """Hold one symbol's state. `sent_at`: monotonic time of the last batch. `dropped` counts overflow."""
+    """Hold one symbol's state during one term of the lease.
+
+    sent_at: monotonic time of the last batch. batches: made so far, each of which is published or ends the term: a
+    number is missing for consumers only where one was lost on its way. dropped: counts overflow.
+    """
 
     symbol: str
     calendar: str

@@ -28,13 +28,14 @@ class Unstorable:
 class Group:
     """Hold deliveries in the order of the stream.
 
-    headers: of those whose envelope can be read, heartbeats too. batches: of those with ticks, and beside each its
-    delivery and its headers. unstorable: the rest, which goes to dead letters. given_up: places of batches that the
-    store refused for good.
+    headers: of those whose envelope can be read, heartbeats too; seqs: theirs in the stream. batches: of
+    those with ticks, and beside each its delivery and its headers. unstorable: the rest, which goes to dead letters.
+    given_up: places of batches that the store refused for good.
     """
 
     deliveries: Sequence[Delivery]
     headers: list[TickHeaders] = field(default_factory=list)
+    seqs: list[int] = field(default_factory=list)
     batches: list[TickBatch] = field(default_factory=list)
     sources: list[tuple[Delivery, TickHeaders]] = field(default_factory=list)
     unstorable: list[Unstorable] = field(default_factory=list)
@@ -57,6 +58,7 @@ def decode_group(deliveries: Sequence[Delivery]) -> Group:
             group.unstorable.append(Unstorable(delivery, error.reason, str(error)))
             continue
         group.headers.append(headers)
+        group.seqs.append(delivery.stream_seq)
         if headers.heartbeat:
             continue
         group.batches.append(

@@ -173,7 +173,8 @@ class TickMover:
             self._place = self._place.without(known)
         results = await self._store_batches(group) if group.batches else []
         committed = now_ms()
-        await self._note_losses(group, results)
+        numbered, missing = self._place.numbered(zip(group.seqs, group.headers, strict=True))
+        await self._note_losses(group, results, missing)
         bad = [
             *group.unstorable,
             *(
@@ -188,18 +189,22 @@ class TickMover:
         for each in bad:
             await self._bury(each)
         buried = {each.delivery.stream_seq for each in bad}
-        self._place = self._place.moved(group.last_seq)
+        self._place = numbered.moved(group.last_seq)
         await self._save()
         await self._consumer.ack(each for each in group.deliveries if each.stream_seq not in buried)
 
-    async def _note_losses(self, group: Group, results: list[BatchResult]) -> None:
-        """Record the time that the collector itself calls lost, and that of batches which cannot be stored.
+    async def _note_losses(self, group: Group, results: list[BatchResult], missing: list[TickLoss]) -> None:
+        """Record the time that the collector itself calls lost, and that of batches which are missing or refused.
 
         The minutes are repaired from the vendor's bars; the ticks are not, so their absence stays on record here.
         """
         losses = [loss for loss in parted(group.headers) if self._told.get(loss.symbol) != loss.session_id]
         self._told |= {loss.symbol: loss.session_id for loss in losses}
-        if losses:
+        for loss in missing:
+            log.error(
+                "tick_batches_missing", symbol=loss.symbol, start=loss.start.isoformat(), end=loss.end.isoformat()
+            )
+        if losses := losses + missing:
             await self._patiently(lambda: self._store.record_losses(losses))
         rejected = [
             TickLoss(headers.symbol, headers.first_ts, headers.last_ts + MILLISECOND, "rejected", headers.session_id)

@@ -13,23 +13,25 @@ from datetime import datetime
 import msgspec
 
 from market_pipeline.bus.tick_envelope import LATE, TickHeaders
+from market_pipeline.bus.tick_numbers import BatchNumbers, Numbered
 from market_pipeline.bus.tick_reader import StreamSpan
 from market_pipeline.market.timeframes import from_ms, to_ms
 from market_pipeline.stores.ticks import TickLoss
 
-EXPIRED = "expired"
+EXPIRED, MISSING = "expired", "missing"
 
 
 class Place(msgspec.Struct, frozen=True):
     """Say how far the stream `stream` (when it was created) is stored: up to `seq`.
 
     missed: symbols (keys) that may lack ticks since a time (epoch ms) and have had no batch since, so that nobody knows
-    yet up to when.
+    yet up to when. numbers: the last batch of each symbol up to `seq`.
     """
 
     stream: str
     seq: int
     missed: dict[str, int] = {}
+    numbers: dict[str, Numbered] = {}
 
     def moved(self, seq: int) -> Place:
         """Return the place after everything up to `seq` was stored."""
@@ -41,7 +43,19 @@ class Place(msgspec.Struct, frozen=True):
         Every symbol may have been among them. One that missed something before goes on missing it.
         """
         missed = {symbol: to_ms(ts) for symbol, ts in stored_until.items()} | self.missed
-        return Place(self.stream, max(self.seq, seq), missed)
+        return Place(self.stream, max(self.seq, seq), missed, self._numbers_without(missed))
+
+    def numbered(self, batches: Iterable[tuple[int, TickHeaders]]) -> tuple[Place, list[TickLoss]]:
+        """Return the place with the numbers of batches (sequence, headers), and what is missing before them.
+
+        Batches up to `seq` were numbered before. The place is to be kept only once the losses are recorded.
+        """
+        numbers = BatchNumbers(self.numbers)
+        losses = []
+        for seq, headers in batches:
+            if seq > self.seq and (missed := numbers.missed(headers)) is not None:
+                losses.append(TickLoss(headers.symbol, *missed, MISSING, headers.session_id, headers.collector_id))
+        return msgspec.structs.replace(self, numbers=numbers.last), losses
 
     def losses(self, batches: Iterable[TickHeaders]) -> list[TickLoss]:
         """Return what the first batch of each symbol that missed something ends, heartbeats included.
@@ -69,6 +83,15 @@ class Place(msgspec.Struct, frozen=True):
         gone = set(symbols)
         return msgspec.structs.replace(self, missed={key: ms for key, ms in self.missed.items() if key not in gone})
 
+    def unnumbered(self) -> Place:
+        """Return the place from which batches may follow with any number."""
+        return msgspec.structs.replace(self, numbers=self._numbers_without(self.numbers))
+
+    def _numbers_without(self, symbols: Iterable[str]) -> dict[str, Numbered]:
+        numbers = BatchNumbers(self.numbers)
+        numbers.forget(symbols)
+        return numbers.last
+
 
 def resume(known: Place | None, span: StreamSpan, ack_floor: int) -> tuple[Place, int | None]:
     """Return where to go on in a stream that holds `span`, and up to which sequence messages are gone unstored.
@@ -82,4 +105,5 @@ def resume(known: Place | None, span: StreamSpan, ack_floor: int) -> tuple[Place
     if before > known.seq:
         return known, before
     # Nothing left the stream above the place, so what is acknowledged was stored: by one who died before it said so.
-    return known.moved(min(ack_floor, span.last_seq)), None
+    moved = known.moved(min(ack_floor, span.last_seq))
+    return (moved if moved.seq == known.seq else moved.unnumbered()), None
