@@ -92,7 +92,7 @@ async def connect(settings: NatsSettings, name: str) -> Client:
 
     async def on_closed() -> None:
         if connected:
-            log.info("bus connection closed", connection=name, server=where)
+            log.debug("bus connection closed", connection=name, server=where)
 
     client = Client()
     attempt = asyncio.ensure_future(

@@ -30,6 +30,14 @@ LOOK_EVERY_S = 10.0
 JUDGE_AGAIN_S = 60.0
 """While a check fails: repair works on it, and nobody should look at yesterday's red."""
 _SHOWN_FACTS = 40
+_HEADLINES = {
+    "collector": ("ticks", "dropped", "losses"),
+    "aggregator": ("bars", "revisions", "behind_s"),
+    "ticks": ("ticks", "ticks_per_s", "store_latency_p99_ms"),
+    "bridge": ("live_rows", "live_oldest_s", "history_oldest_s"),
+    "repair": ("minutes_repaired", "open_minutes"),
+    "throttle": ("limiting",),
+}
 
 
 class LiveReporter:
@@ -96,8 +104,7 @@ class LiveReporter:
         if now - self._said_at >= SAY_EVERY_S:
             self._said_at = now
             self._context.log.info(
-                "; ".join(f"{each.name} {each.state}: {_line(each.facts)}" for each in self._health if each.facts)
-                or "the services are starting"
+                "; ".join(_headline(each) for each in self._health if each.facts) or "the services are starting"
             )
 
     def _report(self, day: date) -> bool:
@@ -208,9 +215,15 @@ def _row_facts(rows: pl.DataFrame) -> Metadata:
     }
 
 
+def _headline(health: ServiceHealth) -> str:
+    """Return a service's state and its few numbers that a person follows; `market-pipeline services` has them all."""
+    shown = {name: health.facts[name] for name in _HEADLINES.get(health.name, ()) if name in health.facts}
+    return f"{health.name} {health.state}" + "".join(f", {name} {_text(value)}" for name, value in shown.items())
+
+
 def _line(facts: Mapping[str, object]) -> str:
-    """Return the facts that say something: no zeros, and not the run's own id."""
-    telling = [(name, value) for name, value in facts.items() if value not in (0, "") and name != "run_id"]
+    """Return the facts that say something: no zeros, no closed breakers, and not the run's own id."""
+    telling = [(name, value) for name, value in facts.items() if value not in (0, "", "closed") and name != "run_id"]
     return ", ".join(f"{name} {_text(value)}" for name, value in telling[:_SHOWN_FACTS])
 
 
