@@ -60,15 +60,20 @@ class Chromium:
         shutil.rmtree(self._profile, ignore_errors=True)
 
     def open(self, url: str, *words: str, timeout: float = 60.0) -> str:
-        """Open a page and wait until all the words stand on it; return its text.
+        """Open a page and wait until all the words stand on it, as a person does: who waits too long loads it anew.
+
+        Returns its text.
 
         Raises:
             TimeoutError: a word does not appear; the message holds the page's first lines.
         """
-        self._send("Page.navigate", url=url)
-        until = time.monotonic() + timeout
+        until, patience = time.monotonic() + timeout, timeout / 3
+        again_at = 0.0
         text = ""
         while time.monotonic() < until:
+            if time.monotonic() >= again_at:
+                self._send("Page.navigate", url=url)
+                again_at = time.monotonic() + patience
             text = self.text()
             if words and all(word in text for word in words):
                 time.sleep(1.0)  # pictures and colours come after the words
