@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 
 from market_pipeline.errors import HistoryError, RangeNotLoaded
 from market_pipeline.history.aggregate import aggregate_symbol
@@ -24,7 +25,7 @@ from market_pipeline.history.reports import (
     SymbolAggregate,
     SymbolLoad,
 )
-from market_pipeline.history.runtime import Clock, open_runtime, utc_now
+from market_pipeline.history.runtime import Clock, Runtime, open_runtime, utc_now
 from market_pipeline.history.wanted import Interval, Wanted, minutes_of, resolve
 from market_pipeline.market.instruments import Instrument
 from market_pipeline.market.timeframes import DERIVED, timeframe
@@ -57,8 +58,7 @@ def load_minutes(
 
     async def run() -> LoadReport:
         report = LoadReport()
-        started = time.monotonic()
-        async with open_runtime(settings, run_id=run_id, root_run_id=root_run_id, clock=clock) as rt:
+        async with _at_work(settings, report, run_id=run_id, root_run_id=root_run_id, clock=clock) as rt:
             assert rt.vendor is not None
             todo = resolve(wanted, rt.instruments, clock())
             meter = Meter("loading", sum(minutes_of(spans) for _, spans in todo.values()), progress)
@@ -71,7 +71,6 @@ def load_minutes(
                 settings.history.symbols_at_once,
             )
             report.retries = dict(rt.vendor.stats.retries)
-            report.seconds = time.monotonic() - started
             report.seconds_throttled = rt.tracker.seconds_throttled
             report.latency_ms = await asyncio.to_thread(rt.ingest.latency, run_id)
         return report
@@ -100,8 +99,7 @@ def derive_bars(
 
     async def run() -> DeriveReport:
         report = DeriveReport()
-        started = time.monotonic()
-        async with open_runtime(settings, run_id=run_id, root_run_id=run_id, vendor=False, clock=clock) as rt:
+        async with _at_work(settings, report, run_id=run_id, root_run_id=run_id, vendor=False, clock=clock) as rt:
             todo = resolve(wanted, rt.instruments, clock())
             meter = Meter("deriving", sum(minutes_of(spans) for _, spans in todo.values()), progress)
             await _each(
@@ -111,7 +109,6 @@ def derive_bars(
                 ],
                 settings.history.symbols_at_once,
             )
-            report.seconds = time.monotonic() - started
         return report
 
     return asyncio.run(run())
@@ -135,10 +132,9 @@ def repair_gaps(
 
     async def run() -> RepairReport:
         report = RepairReport()
-        started = time.monotonic()
-        async with open_runtime(settings, run_id=run_id, root_run_id=root_run_id, clock=clock) as rt:
+        async with _at_work(settings, report, run_id=run_id, root_run_id=root_run_id, clock=clock) as rt:
             assert rt.vendor is not None
-            chosen = [rt.instruments.get(s) for s in symbols] if symbols else list(rt.instruments)
+            chosen = _chosen(rt, symbols)
             meter = Meter("repairing", 0, progress)
             await _each(
                 [lambda i=i: repair_symbol(rt, i, report, meter) for i in chosen],  # type: ignore[misc]
@@ -146,7 +142,6 @@ def repair_gaps(
             )
             report.table = await asyncio.to_thread(rt.gaps.table, [i.key for i in chosen])
             report.load.retries = dict(rt.vendor.stats.retries)
-            report.seconds = time.monotonic() - started
         return report
 
     return asyncio.run(run())
@@ -173,8 +168,7 @@ def reconcile_live(
 
     async def run() -> ReconcileReport:
         report = ReconcileReport()
-        started = time.monotonic()
-        async with open_runtime(settings, run_id=run_id, root_run_id=root_run_id, clock=clock) as rt:
+        async with _at_work(settings, report, run_id=run_id, root_run_id=root_run_id, clock=clock) as rt:
             assert rt.vendor is not None
             todo = resolve(wanted, rt.instruments, clock())
             scope = {key: spans for key, (_, spans) in todo.items()}
@@ -189,7 +183,6 @@ def reconcile_live(
             )
             await judge(rt, live, report)
             report.load.retries = dict(rt.vendor.stats.retries)
-            report.seconds = time.monotonic() - started
         return report
 
     return asyncio.run(run())
@@ -214,15 +207,13 @@ def monitor_gaps(
 
     async def run() -> MonitorReport:
         report = MonitorReport()
-        started = time.monotonic()
-        async with open_runtime(settings, run_id=run_id, root_run_id=run_id, vendor=False, clock=clock) as rt:
-            chosen = [rt.instruments.get(s) for s in symbols] if symbols else list(rt.instruments)
+        async with _at_work(settings, report, run_id=run_id, root_run_id=run_id, vendor=False, clock=clock) as rt:
+            chosen = _chosen(rt, symbols)
             meter = Meter("monitoring", 0, progress)
             await _each(
                 [lambda i=i: monitor_symbol(rt, i, report, meter, whole=whole) for i in chosen],  # type: ignore[misc]
                 settings.history.symbols_at_once,
             )
-            report.seconds = time.monotonic() - started
         return report
 
     return asyncio.run(run())
@@ -248,8 +239,7 @@ def aggregate_ticks(
 
     async def run() -> AggregateReport:
         report = AggregateReport()
-        started = time.monotonic()
-        async with open_runtime(settings, run_id=run_id, root_run_id=run_id, vendor=False, clock=clock) as rt:
+        async with _at_work(settings, report, run_id=run_id, root_run_id=run_id, vendor=False, clock=clock) as rt:
             todo = resolve(wanted, rt.instruments, clock())
             meter = Meter("aggregating", sum(minutes_of(spans) for _, spans in todo.values()), progress)
 
@@ -264,7 +254,6 @@ def aggregate_ticks(
                     [lambda i=i, s=s: one(reader, i, s) for i, s in todo.values()],  # type: ignore[misc]
                     settings.history.symbols_at_once,
                 )
-            report.seconds = time.monotonic() - started
         return report
 
     return asyncio.run(run())
@@ -282,6 +271,27 @@ def probe_all(settings: Settings) -> dict[str, float]:
             return rt.probes_ms
 
     return asyncio.run(run())
+
+
+@asynccontextmanager
+async def _at_work(
+    settings: Settings,
+    report: AggregateReport | DeriveReport | LoadReport | MonitorReport | ReconcileReport | RepairReport,
+    *,
+    run_id: str,
+    root_run_id: str,
+    vendor: bool = True,
+    clock: Clock,
+) -> AsyncIterator[Runtime]:
+    """Give a runtime to work in, and write into the report how long the work took, once it has succeeded."""
+    started = time.monotonic()
+    async with open_runtime(settings, run_id=run_id, root_run_id=root_run_id, vendor=vendor, clock=clock) as rt:
+        yield rt
+        report.seconds = time.monotonic() - started
+
+
+def _chosen(rt: Runtime, symbols: Sequence[str] | None) -> list[Instrument]:
+    return [rt.instruments.get(s) for s in symbols] if symbols else list(rt.instruments)
 
 
 async def _each(jobs: Sequence[Callable[[], Awaitable[None]]], at_once: int) -> None:

@@ -6,7 +6,7 @@ import polars as pl
 
 from market_pipeline.errors import InputError
 from market_pipeline.market.bars import TS
-from market_pipeline.market.restatement import Changes
+from market_pipeline.market.restatement import Changes, compare_rows
 
 OBSERVATION_SCHEMA = pl.Schema(
     {
@@ -67,41 +67,4 @@ def compare_observations(published: pl.DataFrame, stored: pl.DataFrame) -> Chang
         published: OBSERVATION_SCHEMA and any further columns, (series, ts) unique.
         stored: at least series, ts, value, revision and is_deleted.
     """
-    kept = stored.select(*_KEY, "value", "revision", "is_deleted")
-    joined = published.join(kept, on=_KEY, how="left", suffix="_stored", maintain_order="left")
-    known = pl.col("revision_stored").is_not_null()
-    gone, was_gone = pl.col("is_deleted") == 1, (pl.col("is_deleted_stored") == 1).fill_null(False)
-    same = (gone & (~known | was_gone)) | (
-        known & ~gone & ~was_gone & pl.col("value").eq_missing(pl.col("value_stored"))
-    )
-    judged = joined.with_columns(
-        outcome=pl.when(same)
-        .then(pl.lit("unchanged"))
-        .when((pl.col("revision") < pl.col("revision_stored")).fill_null(False))
-        .then(pl.lit("superseded"))
-        .when(gone)
-        .then(pl.lit("withdrawn"))
-        .when(known & ~was_gone)
-        .then(pl.lit("restated"))
-        .otherwise(pl.lit("new"))
-    )
-    counts = dict(judged["outcome"].value_counts().iter_rows())
-    write = (
-        judged.filter(pl.col("outcome").is_in(["new", "restated", "withdrawn"]))
-        .with_columns(
-            pl.when(pl.col("revision") == pl.col("revision_stored"))
-            .then(pl.col("revision") + 1)
-            .otherwise(pl.col("revision"))
-            .alias("revision")
-        )
-        .select(published.columns)
-    )
-    return Changes(
-        write=write,
-        new=counts.get("new", 0),
-        restated=counts.get("restated", 0),
-        withdrawn=counts.get("withdrawn", 0),
-        unchanged=counts.get("unchanged", 0),
-        superseded=counts.get("superseded", 0),
-        replaced=stored.join(write.select(_KEY), on=_KEY, how="semi", maintain_order="left"),
-    )
+    return compare_rows(published, stored, key=_KEY, values=("value",))

@@ -5,7 +5,8 @@ A source corrects only its own bars, and only by a later revision; a row equal t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import polars as pl
 
@@ -42,11 +43,26 @@ def compare(published: pl.DataFrame, stored: pl.DataFrame) -> Changes:
     Returns:
         Changes, whose `write` has the columns of `published` and `replaced` those of `stored`, both sorted by ts.
     """
-    kept = stored.select("ts", *VALUES, "revision", "is_deleted")
-    joined = published.join(kept, on="ts", how="left", suffix="_stored", maintain_order="left")
+    found = compare_rows(published, stored, key=("ts",), values=VALUES)
+    return replace(found, write=found.write.sort("ts"), replaced=found.replaced.sort("ts"))
+
+
+def compare_rows(
+    published: pl.DataFrame, stored: pl.DataFrame, *, key: Sequence[str], values: Sequence[str]
+) -> Changes:
+    """Compare published rows with the final stored ones by the rule of `compare`; both keep their order.
+
+    Args:
+        published: `key` (unique), `values`, `revision` (UInt64), `is_deleted` and any further columns.
+        stored: at least `key`, `values`, `revision` and `is_deleted`; tombstones included.
+        key: columns that say which row is meant.
+        values: columns on which two rows agree that are the same, whatever their revisions.
+    """
+    kept = stored.select(*key, *values, "revision", "is_deleted")
+    joined = published.join(kept, on=key, how="left", suffix="_stored", maintain_order="left")
     known = pl.col("revision_stored").is_not_null()
     gone, was_gone = pl.col("is_deleted") == 1, pl.col("is_deleted_stored") == 1
-    same_values = pl.all_horizontal(pl.col(name).eq_missing(pl.col(f"{name}_stored")) for name in VALUES)
+    same_values = pl.all_horizontal(pl.col(name).eq_missing(pl.col(f"{name}_stored")) for name in values)
     same = (gone & (~known | was_gone)) | (known & ~gone & ~was_gone & same_values)
     older = known & (pl.col("revision") < pl.col("revision_stored"))
     judged = joined.with_columns(
@@ -70,12 +86,11 @@ def compare(published: pl.DataFrame, stored: pl.DataFrame) -> Changes:
             .cast(pl.UInt64)
         )
         .select(published.columns)
-        .sort("ts")
     )
     new, restated, withdrawn, unchanged, superseded = (
         counts.get(k, 0) for k in ("new", "restated", "withdrawn", "unchanged", "superseded")
     )
-    replaced = stored.join(write.select("ts"), on="ts", how="semi").sort("ts")
+    replaced = stored.join(write.select(key), on=key, how="semi", maintain_order="left")
     return Changes(write, new, restated, withdrawn, unchanged, superseded, replaced)
 
 

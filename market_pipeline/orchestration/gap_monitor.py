@@ -8,6 +8,7 @@ from market_pipeline.orchestration.assets.minutes import MINUTES
 from market_pipeline.orchestration.event_metadata import frame_table
 from market_pipeline.orchestration.failures import readable_failures
 from market_pipeline.orchestration.jobs import CRASH_RETRY, MONITOR_GAPS
+from market_pipeline.orchestration.loaded import request_if_loaded
 from market_pipeline.orchestration.progress import log_progress
 from market_pipeline.orchestration.resources import BusResource, StoresResource, platform_settings
 from market_pipeline.orchestration.run_log import service_log
@@ -89,8 +90,6 @@ def daily_gap_monitor() -> dg.ScheduleDefinition:
         description="Compares all of history with the calendars, for the hourly repair to ask for what is missing.",
     )
     def daily_gap_monitor(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-        if context.instance.get_latest_materialization_event(MINUTES) is None:
-            return dg.SkipReason("no minutes were ever loaded: there can be no gap")
-        return dg.RunRequest(run_key=f"{context.scheduled_execution_time:%Y-%m-%d}")
+        return request_if_loaded(context, MINUTES, run_key="%Y-%m-%d", otherwise="there can be no gap")
 
     return daily_gap_monitor

@@ -47,6 +47,18 @@ def partial_partitions(
     return sorted(partial)
 
 
+def request_if_loaded(
+    context: dg.ScheduleEvaluationContext, minutes: dg.AssetKey, *, run_key: str, otherwise: str
+) -> dg.RunRequest | dg.SkipReason:
+    """Request the run of a schedule that has nothing to do before the first load, and then says why.
+
+    `run_key`: format of the scheduled time. `otherwise`: what does not follow without minutes, for the skip's reason.
+    """
+    if context.instance.get_latest_materialization_event(minutes) is None:
+        return dg.SkipReason(f"no minutes were ever loaded: {otherwise}")
+    return dg.RunRequest(run_key=f"{context.scheduled_execution_time:{run_key}}")
+
+
 def _is_partial(event: dg.AssetMaterialization) -> bool:
     value = event.metadata.get(PARTIAL)
     return value is not None and bool(value.value)

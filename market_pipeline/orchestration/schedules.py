@@ -10,7 +10,7 @@ import dagster as dg
 
 from market_pipeline.orchestration.assets.minutes import MINUTES
 from market_pipeline.orchestration.jobs import LOAD_HISTORY, REPAIR_GAPS, range_tags
-from market_pipeline.orchestration.loaded import FOLLOWED_DAYS, last_loaded_days
+from market_pipeline.orchestration.loaded import FOLLOWED_DAYS, last_loaded_days, request_if_loaded
 from market_pipeline.orchestration.partitions import BarPartitions, partition_key
 
 NOTHING_LOADED = (
@@ -62,9 +62,7 @@ def _hourly(partitions: BarPartitions) -> dg.ScheduleDefinition:
         description="Asks the vendor again for minutes that are missing, until it has confirmed that there are none.",
     )
     def hourly_gap_repair(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-        if context.instance.get_latest_materialization_event(MINUTES) is None:
-            return dg.SkipReason("no minutes were ever loaded: there can be no gap")
-        return dg.RunRequest(run_key=f"{context.scheduled_execution_time:%Y-%m-%dT%H}")
+        return request_if_loaded(context, MINUTES, run_key="%Y-%m-%dT%H", otherwise="there can be no gap")
 
     return hourly_gap_repair
 

@@ -17,6 +17,7 @@ from market_pipeline.orchestration.assets.derived import DAILY_DERIVED, WEEKLY, 
 from market_pipeline.orchestration.assets.minutes import MINUTES, POOL
 from market_pipeline.orchestration.event_metadata import Metadata, frame_table
 from market_pipeline.orchestration.failures import readable_failures
+from market_pipeline.orchestration.loaded import request_if_loaded
 from market_pipeline.orchestration.pictures import sparkline
 from market_pipeline.orchestration.resources import StoresResource
 
@@ -105,9 +106,7 @@ def daily_restatements() -> dg.ScheduleDefinition:
         description="Reports which stored bars were corrected yesterday, and by the night's load.",
     )
     def daily_restatements(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-        if context.instance.get_latest_materialization_event(MINUTES) is None:
-            return dg.SkipReason("no minutes were ever loaded: nothing can have been corrected")
-        return dg.RunRequest(run_key=f"{context.scheduled_execution_time:%Y-%m-%d}")
+        return request_if_loaded(context, MINUTES, run_key="%Y-%m-%d", otherwise="nothing can have been corrected")
 
     return daily_restatements
 
