@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import stamina
 
 from market_pipeline.errors import LocalStackError
 
@@ -126,6 +127,15 @@ class CheckVerdict:
     description: str
 
 
+class _DatabaseAway(LocalStackError):
+    """Dagster could not use its PostgreSQL."""
+
+
+def _first_line(message: str) -> str:
+    """Return what a person wants to read of an error: of one of the database, a statement and its parameters follow."""
+    return message.strip().partition("\n")[0]
+
+
 class ControlRoom:
     """Talk to one Dagster webserver."""
 
@@ -141,19 +151,39 @@ class ControlRoom:
         self._http.close()
 
     def query(self, text: str, **variables: Any) -> dict[str, Any]:
-        """Send one GraphQL operation and return its data.
+        """Send one GraphQL operation and return its data; what only reads is sent again where PostgreSQL went away.
 
         Raises:
             LocalStackError: the webserver does not answer, or refuses the operation.
         """
+        if text.lstrip().startswith("mutation"):
+            return self._send(text, variables)
+        # Once PostgreSQL is back, each of the webserver's three storages fails once more on the connection it had kept.
+        for trial in stamina.retry_context(on=_DatabaseAway, attempts=6, timeout=20, wait_initial=0.2, wait_jitter=0.1):
+            with trial:
+                return self._send(text, variables)
+        raise AssertionError("stamina returns or raises")
+
+    def _send(self, text: str, variables: Mapping[str, Any]) -> dict[str, Any]:
         try:
             answer = self._http.post("/graphql", json={"query": text, "variables": variables})
             body = answer.json()
         except (httpx.HTTPError, ValueError) as error:
             raise LocalStackError(f"Dagster's webserver at {self.url} does not answer: {error}") from error
+        # Errors of its own resolvers come in the data, as a union's PythonError.
+        messages = [each["message"] for each in body.get("errors") or ()]
+        data = dict(body.get("data") or {})
+        messages += [
+            each["message"]
+            for each in data.values()
+            if isinstance(each, dict) and each.get("__typename") == "PythonError" and each.get("message")
+        ]
+        for message in messages:
+            if "OperationalError" in message:
+                raise _DatabaseAway(f"Dagster cannot use its database: {_first_line(message)}")
         if body.get("errors"):
-            raise LocalStackError(f"Dagster refuses the request: {body['errors'][0]['message']}")
-        return dict(body["data"])
+            raise LocalStackError(f"Dagster refuses the request: {_first_line(messages[0])}")
+        return data
 
     def location(self) -> tuple[str, str]:
         """Return the names of the code location and its repository.
@@ -180,8 +210,9 @@ class ControlRoom:
         }
         result = self.query(_LAUNCH, params=params)["launchRun"]
         if result["__typename"] != "LaunchRunSuccess":
-            message = result.get("message") or "; ".join(e["message"] for e in result.get("errors", []))
-            raise LocalStackError(f"Dagster did not launch {job}: {message or result['__typename']}")
+            messages = [result] if result.get("message") else result.get("errors", [])
+            said = "; ".join(_first_line(each["message"]) for each in messages)
+            raise LocalStackError(f"Dagster did not launch {job}: {said or result['__typename']}")
         return str(result["run"]["runId"])
 
     def run(self, run_id: str) -> dict[str, Any]:
@@ -229,7 +260,9 @@ class ControlRoom:
 
     def runs_of(self, job: str, limit: int = 10) -> list[dict[str, Any]]:
         """Return the newest runs of a job: runId, status, startTime, endTime (epoch s or None)."""
-        return list(self.query(_RUNS_OF_JOB, job=job, limit=limit)["runsOrError"].get("results", []))
+        found = self.query(_RUNS_OF_JOB, job=job, limit=limit)["runsOrError"]
+        self._expect(found, "Runs", f"list the runs of {job}")
+        return list(found["results"])
 
     def terminate(self, run_id: str) -> None:
         """Ask a run to end."""
@@ -252,7 +285,8 @@ class ControlRoom:
 
     def _expect(self, result: Mapping[str, Any], kind: str, what: str) -> None:
         if result["__typename"] != kind:
-            raise LocalStackError(f"Dagster did not {what}: {result.get('message') or result['__typename']}")
+            said = _first_line(result.get("message") or result["__typename"])
+            raise LocalStackError(f"Dagster did not {what}: {said}")
 
     def checks(self, assets: Sequence[str]) -> list[CheckVerdict]:
         """Return the last verdict of every check of the assets."""

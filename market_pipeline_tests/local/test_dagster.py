@@ -14,7 +14,9 @@ from typing import Any
 import httpx
 import pytest
 
+from market_pipeline.errors import LocalStackError
 from market_pipeline.local import locks
+from market_pipeline.local.control_room import ControlRoom
 from market_pipeline.local.stack import Stack
 
 MODULE = "stack_test_definitions"
@@ -136,6 +138,35 @@ def test_a_killed_code_server_comes_back(stack: Stack) -> None:
     pid = component().pid
     os.kill(pid, signal.SIGKILL)
     until(lambda: component().state == "ready" and component().pid != pid)
+
+
+def test_after_postgres_was_killed_the_control_room_looks_past_kept_connections(stack: Stack) -> None:
+    """The webserver keeps a connection of each storage: all of them are dead once PostgreSQL comes back."""
+    state = stack.state()
+    before = state.component("postgres") if state else None
+    assert before is not None
+    assert before.pid is not None
+    with ControlRoom(stack.settings.dagster.webserver_url) as room:
+        known = room.runs_of("quick_job")
+        assert known
+        os.kill(before.pid, signal.SIGKILL)
+
+        def is_back() -> bool:
+            now = stack.state()
+            found = now.component("postgres") if now else None
+            return found is not None and found.state == "ready" and found.pid != before.pid
+
+        until(is_back)
+        assert room.runs_of("quick_job") == known
+        # What changes something is never sent twice: a person is told, in one line, and repeats it.
+        launched, refusals = "", []
+        while not launched and len(refusals) < 4:
+            try:
+                launched = room.launch("quick_job")
+            except LocalStackError as error:
+                refusals.append(str(error))
+        assert all("psycopg2.OperationalError" in said and "\n" not in said for said in refusals)
+        assert room.wait([launched], timeout=60) == {launched: "SUCCESS"}
 
 
 def test_stop_ends_the_runs_too(stack: Stack) -> None:

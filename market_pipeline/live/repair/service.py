@@ -285,7 +285,7 @@ class RepairService:
 
     async def _ask(self, rt: Runtime, instrument: Instrument, wanted: list[Interval]) -> bool:
         """Ask the vendor for the minutes; return whether that changed the store."""
-        load = SymbolLoad(instrument.key)
+        load, began = SymbolLoad(instrument.key), self._clock()
         # Another root each time: what an earlier look has asked for is asked for again.
         again = replace(rt, root_run_id=f"{self._run_id}-{secrets.token_hex(4)}")
         try:
@@ -300,7 +300,7 @@ class RepairService:
             )
         finally:
             self._counts.requests += load.requests
-        self._asked[instrument.key] = self._clock()
+        self._asked[instrument.key] = began  # when the vendor was asked, however long its answer took to land
         still, confirmed = await asyncio.to_thread(minutes_left, rt, instrument, wanted)
         repaired = minutes_of(wanted) - still - confirmed
         self._counts.minutes_repaired += repaired
