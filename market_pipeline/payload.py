@@ -11,6 +11,7 @@ ClickHouse servers have loaded a dictionary only once a stream and then given th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -29,6 +30,7 @@ DICTIONARIES: dict[str, tuple[str, ...]] = {
     "origin": ("", *SOURCES),
 }
 UNREADABLE = "unreadable_payload"
+_UNREADABLE = (pa.ArrowException, ValueError, KeyError, TypeError, OSError)
 
 _PLAIN_TYPES: dict[pl.DataType | type[pl.DataType], pa.DataType] = {
     pl.String: pa.string(),
@@ -79,16 +81,61 @@ def decode(payload: bytes) -> pl.DataFrame:
     Raises:
         UnreadableBatch: the bytes are no Arrow stream of bars (reason `unreadable_payload`).
     """
+    return _frame([_read(payload)])
+
+
+def decode_all(payloads: Sequence[bytes]) -> tuple[pl.DataFrame, dict[int, int]]:
+    """Decode what can be decoded into one frame as `decode` returns it, its rows in the order of the payloads.
+
+    Returns the frame, and the number of rows by place of the payload; one that is no Arrow stream of bars has no place.
+    """
+    tables: dict[int, pa.Table] = {}
+    for place, payload in enumerate(payloads):
+        try:
+            tables[place] = _read(payload)
+        except UnreadableBatch:
+            continue
+    try:
+        frame = _frame(list(tables.values()))
+    except UnreadableBatch:  # one of them spoils all
+        frames = {}
+        for place, table in tables.items():
+            try:
+                frames[place] = _frame([table])
+            except UnreadableBatch:
+                continue
+        frame = pl.concat([_frame([]), *frames.values()])
+        return frame, {place: one.height for place, one in frames.items()}
+    return frame, {place: table.num_rows for place, table in tables.items()}
+
+
+def _read(payload: bytes) -> pa.Table:
+    """Read the columns of a payload, unproven."""
     try:
         with pa.ipc.open_stream(payload) as reader:
             table = reader.read_all()
+        if table.schema != arrow_schema():  # of a foreign producer
+            table.validate(full=True)
+            table = table.select(list(BATCH_SCHEMA)).cast(_plain_schema()).cast(arrow_schema())
+    except _UNREADABLE as error:
+        raise _unreadable(error) from error
+    return table
+
+
+def _frame(tables: Sequence[pa.Table]) -> pl.DataFrame:
+    try:
+        table = pa.concat_tables(tables) if tables else arrow_schema().empty_table()
         table.validate(full=True)  # indices outside a dictionary and broken text would crash the process later
-        table = table.select(list(BATCH_SCHEMA)).cast(_plain_schema())
-    except (pa.ArrowException, ValueError, KeyError, TypeError, OSError) as error:
-        raise UnreadableBatch(f"the payload is not an Arrow stream of bars: {error}", reason=UNREADABLE) from error
+        table = table.cast(_plain_schema())
+    except _UNREADABLE as error:
+        raise _unreadable(error) from error
     frame = pl.from_arrow(table)
     assert isinstance(frame, pl.DataFrame)
     return frame
+
+
+def _unreadable(error: BaseException) -> UnreadableBatch:
+    return UnreadableBatch(f"the payload is not an Arrow stream of bars: {error}", reason=UNREADABLE)
 
 
 @cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from math import ceil
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from market_pipeline import payload as arrow
 from market_pipeline.bus.header_fields import (
@@ -229,6 +230,47 @@ def decode(payload: bytes, headers: BatchHeaders) -> pl.DataFrame:
     if value_digest(frame) != headers.digest:
         raise UnreadableBatch("the digest of the payload's values is not the headers'", reason="digest_mismatch")
     return frame
+
+
+def decode_all(
+    batches: Sequence[tuple[bytes, BatchHeaders]],
+) -> tuple[pl.DataFrame, NDArray[np.uint32], dict[int, UnreadableBatch]]:
+    """Decode and prove many small batches at once, for a fraction of what `decode` costs alone.
+
+    Returns the rows of the proven batches as `decode` does, for each row its batch's place in `batches`, and by place
+    what `decode` says of the others.
+    """
+    frame, heights = arrow.decode_all([payload for payload, _ in batches])
+    place = np.repeat(np.fromiter(heights, np.uint32, len(heights)), np.fromiter(heights.values(), np.int64))
+    doubtful = set(range(len(batches))) - set(heights)
+    doubtful |= {at for at, rows in heights.items() if rows != batches[at][1].rows}
+
+    said = pl.DataFrame(
+        [[getattr(headers, name) for name in (*_SERIES, "batch_id")] for _, headers in batches],
+        schema=[(name, arrow.BATCH_SCHEMA[name]) for name in (*_SERIES, "batch_id")],
+        orient="row",
+    )[place]
+    wrong = pl.Series([False]).new_from_index(0, frame.height)
+    for name in said.columns:
+        wrong |= frame.get_column(name).ne_missing(said.get_column(name))
+    for name in DIGEST_COLUMNS:
+        if frame.schema[name] != pl.Float64 and frame.get_column(name).null_count():
+            wrong |= frame.get_column(name).is_null()
+    doubtful |= set(place[wrong.to_numpy()].tolist())
+    sums = np.zeros(len(batches), np.uint64)
+    known = ~np.isin(place, list(doubtful))
+    np.add.at(sums, place[known], row_digests(frame.filter(pl.Series(known))))
+    digests = np.fromiter((headers.digest for _, headers in batches), np.uint64, len(batches))
+    doubtful |= set(np.flatnonzero(sums != digests).tolist())
+
+    errors: dict[int, UnreadableBatch] = {}
+    for at in sorted(doubtful):
+        try:
+            decode(*batches[at])
+        except UnreadableBatch as error:
+            errors[at] = error
+    proven = ~np.isin(place, list(errors))
+    return frame.filter(pl.Series(proven)), place[proven], errors
 
 
 def new_batch_id() -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from market_pipeline.bus.envelope import BatchHeaders, decode
+from market_pipeline.bus.envelope import BatchHeaders, decode_all
 from market_pipeline.errors import UnreadableBatch
 from market_pipeline.market.bars import split_valid
 
@@ -31,16 +31,11 @@ def inspect(batches: Sequence[tuple[bytes, BatchHeaders]]) -> list[Finding | Non
     The batches must not overlap: a bar that comes twice is a malformed row.
     """
     findings: list[Finding | None] = [None] * len(batches)
-    frames: list[pl.DataFrame] = []
-    for place, (payload, headers) in enumerate(batches):
-        try:
-            frames.append(decode(payload, headers).with_columns(pl.lit(place, pl.UInt32).alias("place")))
-        except UnreadableBatch as error:
-            findings[place] = Finding(pl.DataFrame(), pl.DataFrame(), error)
-    if not frames:
-        return findings
-    good, bad = split_valid(pl.concat(frames))
-    for place in bad["place"].unique().to_list():
-        mine = pl.col("place") == place
-        findings[place] = Finding(good.filter(mine).drop("place"), bad.filter(mine).drop("place"))
+    frame, place, errors = decode_all(batches)
+    for at, error in errors.items():
+        findings[at] = Finding(pl.DataFrame(), pl.DataFrame(), error)
+    good, bad = split_valid(frame.with_columns(place=place))
+    for at in bad["place"].unique().to_list():
+        mine = pl.col("place") == at
+        findings[at] = Finding(good.filter(mine).drop("place"), bad.filter(mine).drop("place"))
     return findings

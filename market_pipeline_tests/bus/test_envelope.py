@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from market_pipeline import payload as arrow
-from market_pipeline.bus.envelope import MAX_BATCH_ID, MAX_BYTES, BatchHeaders, decode, encode_batches
+from market_pipeline.bus.envelope import MAX_BATCH_ID, MAX_BYTES, BatchHeaders, decode, decode_all, encode_batches
 from market_pipeline.bus.publisher import headers_size
 from market_pipeline.errors import InvalidBars, PayloadTooLarge, UnreadableBatch
 from market_pipeline.market.bars import BAR_SCHEMA
@@ -157,11 +157,7 @@ def test_the_encoding_has_the_same_schema_and_dictionaries_in_every_payload() ->
 
 def test_a_foreign_encoding_is_read_too() -> None:
     batch = encode_batches(bars(50), correlation_id="c")[0]
-    sink = pa.BufferOutputStream()
-    table = arrow.decode(batch.payload).select(sorted([*BAR_SCHEMA, "batch_id"])).to_arrow()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    assert decode(sink.getvalue().to_pybytes(), batch.headers).drop("batch_id").equals(bars(50))
+    assert decode(foreign(batch.payload), batch.headers).drop("batch_id").equals(bars(50))
 
 
 def test_a_payload_that_is_not_the_headers_is_refused() -> None:
@@ -197,3 +193,55 @@ def test_damaged_payloads_are_refused_or_harmless(data: st.DataObject) -> None:
         return
     values = decoded.drop("batch_id", "revision", "origin")
     assert values.equals(batch.frame_slice.drop("revision", "origin"))
+
+
+def foreign(payload: bytes) -> bytes:
+    """Encode anew as a producer would that knows nothing of our dictionaries."""
+    table = arrow.decode(payload).select(sorted([*BAR_SCHEMA, "batch_id"])).to_arrow()
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def spoiled(data: st.DataObject, payload: bytes, given: BatchHeaders) -> tuple[bytes, BatchHeaders]:
+    """Spoil a batch in a way that is drawn, or leave it."""
+    how = data.draw(st.sampled_from(("good", "bytes", "foreign", "cut", "rows", "digest", "symbol", "null", "empty")))
+    if how == "bytes":
+        broken = bytearray(payload)
+        for _ in range(data.draw(st.integers(1, 4))):
+            broken[data.draw(st.integers(0, len(broken) - 1))] = data.draw(st.integers(0, 255))
+        return bytes(broken), given
+    if how == "foreign":
+        return foreign(payload), given
+    if how == "cut":
+        return payload[: data.draw(st.integers(0, len(payload)))], given
+    if how == "null":
+        name = data.draw(st.sampled_from(("symbol", "ts", "open", "vwap", "trades", "complete", "batch_id")))
+        frame = arrow.decode(payload)
+        return arrow.encode(frame.with_columns(pl.lit(None, frame.schema[name]).alias(name))), given
+    if how == "empty":
+        return arrow.encode(arrow.decode(payload).clear()), replace(given, rows=0, digest=0)
+    wrong = {"rows": {"rows": given.rows + 1}, "digest": {"digest": given.digest ^ 1}, "symbol": {"symbol": "OTHER"}}
+    return payload, replace(given, **wrong.get(how, {}))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_many_batches_at_once_are_judged_like_each_alone(data: st.DataObject) -> None:
+    frame = bars(data.draw(st.integers(1, 12)))
+    batches = []
+    for at in range(frame.height):
+        one = encode_batches(frame[at : at + data.draw(st.integers(1, 3))], correlation_id="c")[0]
+        batches.append(spoiled(data, one.payload, one.headers))
+    frames, reasons = [], {}
+    for place, batch in enumerate(batches):
+        try:
+            frames.append(decode(*batch).with_columns(pl.lit(place, pl.UInt32).alias("place")))
+        except UnreadableBatch as error:
+            reasons[place] = (error.reason, str(error))
+
+    decoded, places, errors = decode_all(batches)
+    assert {place: (error.reason, str(error)) for place, error in errors.items()} == reasons
+    expected = pl.concat(frames) if frames else decoded.with_columns(pl.lit(0, pl.UInt32).alias("place")).clear()
+    assert decoded.with_columns(place=places).equals(expected)

@@ -22,7 +22,7 @@ time.tzset()
 import chdb._chdb  # noqa: E402
 
 from market_pipeline.local.clickhouse import sql as text  # noqa: E402
-from market_pipeline.local.clickhouse.errors import ClickHouseError, Code  # noqa: E402
+from market_pipeline.local.clickhouse.errors import ClickHouseError, Code, untold_error  # noqa: E402
 from market_pipeline.local.clickhouse.sql import Settings  # noqa: E402
 
 _chdb: Any = chdb._chdb  # a compiled module without types
@@ -120,17 +120,12 @@ class Handle:
         """Raise the error that the statement before this call met without telling.
 
         chDB takes an INSERT's last piece and answers that it wrote every row also where writing them failed (a
-        constraint, an expression that throws, a full disk): only the engine's own table of errors knows. It keeps of
-        each error the last query (whose id stays this handle's until another begins on it) and the number of times.
-        Where others met the same error since `before`, and the last was not this one, it is raised as well: an INSERT
-        that is sent again does less harm than one that is lost.
+        constraint, an expression that throws, a full disk): only the engine's own table of errors knows. A handle's
+        query id there stays the same until another statement begins on it.
         """
-        for code, value, mine, message in self._lines(_ERRORS_NOW):
-            times = int(value) - before.get(code, 0)
-            if times and mine == "1":
-                raise ClickHouseError(message, int(code))
-            if times > 1:
-                raise ClickHouseError(f"{message} (of this INSERT or of others at the same time)", int(code))
+        error = untold_error(before, self._lines(_ERRORS_NOW))
+        if error is not None:
+            raise error
 
     def _lines(self, sql: str) -> list[list[str]]:
         return [line.split("\t") for line in self.query(sql, "TSVRaw").bytes().decode(errors="replace").splitlines()]

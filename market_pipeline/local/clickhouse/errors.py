@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 
 _CODE = re.compile(r"Code: (\d+)")
@@ -30,6 +31,9 @@ class Code(IntEnum):
     AUTHENTICATION_FAILED = 516
     UNKNOWN_EXCEPTION = 1002
 
+
+_ASYNC_LOAD_CANCELED = "696"
+"""Marks that a query did not wait for: no INSERT fails of those of others."""
 
 _NAMES = {int(code): code.name for code in Code}
 _STATUS = {
@@ -80,3 +84,23 @@ def exception_block(tag: str, text: str) -> bytes:
     length = len(text.encode(errors="replace"))
     block = f"\r\n__exception__\r\n{tag}\r\n{text}{length} {tag}\r\n__exception__\r\n"
     return block.encode(errors="replace")
+
+
+def untold_error(before: Mapping[str, int], now: Sequence[Sequence[str]]) -> ClickHouseError | None:
+    """Return the error that an INSERT met without telling, by what the engine's table of errors says of it.
+
+    The engine keeps of each error the number of times and the last query. Where others met the same error since
+    `before`, and the last was not this INSERT, it is blamed as well: one that is sent again does less harm than one
+    that is lost.
+
+    Args:
+        before: how often each error had been met before, by its code.
+        now: the table's lines after it: code, times, "1" if the last query to meet it was this one, message.
+    """
+    for code, value, mine, message in now:
+        times = int(value) - before.get(code, 0)
+        if times and mine == "1":
+            return ClickHouseError(message, int(code))
+        if times > 1 and code != _ASYNC_LOAD_CANCELED:
+            return ClickHouseError(f"{message} (of this INSERT or of others at the same time)", int(code))
+    return None

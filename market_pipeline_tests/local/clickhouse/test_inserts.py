@@ -15,6 +15,8 @@ import pyarrow.ipc as ipc
 import pytest
 from clickhouse_connect.driver.exceptions import DatabaseError
 
+from market_pipeline.local.clickhouse.errors import untold_error
+
 
 def arrow_stream(table: pa.Table, rows_a_batch: int = 100_000) -> bytes:
     """Return an Arrow stream whose buffers are compressed by lz4, as the bridge sends them."""
@@ -136,6 +138,15 @@ def test_of_many_that_fail_at_the_same_time_none_is_answered_with_ok(
     assert all(status == 500 for number, status in enumerate(statuses) if number % 4)
     stored = client.query(f"SELECT count() FROM {table}").result_rows[0][0]
     assert statuses.count(200) <= stored == 50, "one that landed may be said to have failed, never the reverse"
+
+
+@pytest.mark.parametrize(
+    ("code", "mine", "blamed"), [("469", "0", True), ("469", "1", True), ("696", "0", False), ("696", "1", True)]
+)
+def test_marks_that_another_query_did_not_wait_for_fail_no_insert(code: str, mine: str, blamed: bool) -> None:
+    """A race in the engine that can't be brought about: its table of errors is given here."""
+    error = untold_error({"62": 7, code: 3}, [["62", "7", "0", "older"], [code, "5", mine, "why"]])
+    assert (error is not None) == blamed
 
 
 def test_rows_for_input_are_never_dropped_in_silence(http: httpx.Client, table: str) -> None:
