@@ -35,6 +35,7 @@ def chaos(
             root_run_id="history",
             clock=world.clock.now,
         )
+        world.refuse_poison()
         world.go_live()
         until(lambda: live_minutes(world) > 0, "no live minute came", 90)
         ends = time.monotonic() + seconds

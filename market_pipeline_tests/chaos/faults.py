@@ -21,6 +21,11 @@ def _pause(rng: random.Random, low: float, high: float) -> None:
     time.sleep(rng.uniform(low, high))
 
 
+def subscriptions(world: ChaosWorld) -> int:
+    """Return how many subscriptions the vendor's stream has."""
+    return sum(map(len, world.vendor.stream_stats()["subscriptions"].values()))
+
+
 def kill_live(world: ChaosWorld, rng: random.Random) -> None:
     """Kill -9 a live process and start it again."""
     world.kill_live(rng.choice(world.live))
@@ -47,7 +52,7 @@ def torn_spool(world: ChaosWorld, rng: random.Random) -> None:
         return [each for each in spool_status(spool_root(world.settings)) if each.name.startswith("collector")]
 
     # without a term of its lease a collector has nothing to spool
-    until(lambda: sum(map(len, world.vendor.stream_stats()["subscriptions"].values())) >= len(SYMBOLS), "not live", 60)
+    until(lambda: subscriptions(world) >= len(SYMBOLS), "not live", 60)
     world.nats.kill()
     try:
         until(lambda: sum(each.records for each in of_ticks()) >= SPOOLED, "nothing was spooled", 60)
@@ -65,6 +70,50 @@ def torn_spool(world: ChaosWorld, rng: random.Random) -> None:
     finally:
         world.nats.start()
     world.keep_live()
+
+
+def full_disk(world: ChaosWorld, rng: random.Random) -> None:
+    """Leave no room on the disk for the spool while the broker is away."""
+    world.write_settings(spool={"min_free_bytes": 2**60})
+    try:
+        world.restart_live()
+        until(lambda: subscriptions(world) >= len(SYMBOLS), "not live", 60)
+        world.nats.kill()
+        try:
+            _pause(rng, 2, 5)
+        finally:
+            world.nats.start()
+    finally:
+        world.write_settings()
+    if rng.random() < 0.5:  # else they go on by themselves until something else ends them
+        world.restart_live()
+
+
+def kill_unacknowledged(world: ChaosWorld, rng: random.Random) -> None:
+    """Kill -9 all that is live between what it has stored and the acknowledgement, which a frozen broker never saw."""
+    world.nats.pause()
+    try:
+        _pause(rng, 0.3, 1.5)
+        for each in world.live:
+            each.process.kill()
+            each.process.wait()
+    finally:
+        world.nats.resume()
+    world.keep_live()
+
+
+def poison(world: ChaosWorld, rng: random.Random) -> None:
+    """Put messages among the others that cannot be stored, one of each kind."""
+    world.publish_poison(rng)
+
+
+def read_only_clickhouse(world: ChaosWorld, rng: random.Random) -> None:
+    """Let the bar store answer every question and refuse every row."""
+    world.refuse_rows(True)
+    try:
+        _pause(rng, 1, 5)
+    finally:
+        world.refuse_rows(False)
 
 
 def freeze_nats(world: ChaosWorld, rng: random.Random) -> None:
@@ -208,6 +257,10 @@ FAULTS: dict[str, Fault] = {
         kill_nats,
         stop_nats,
         torn_spool,
+        full_disk,
+        kill_unacknowledged,
+        poison,
+        read_only_clickhouse,
         freeze_nats,
         wipe_nats,
         kill_clickhouse,

@@ -1,4 +1,4 @@
-"""The oracle: after faults and repair, bars and ticks are those of a clean run, nothing twice, and losses are named."""
+"""The oracle: bars and ticks end like those of a clean run, nothing twice, losses are named, poison is listed."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ def wait_until_whole(world: ChaosWorld, start: datetime, end: datetime, seconds:
         world.keep_live()
         try:
             verdict = judge_bars(world, start, end)
+            judge_letters(world, verdict)
         except Exception as error:  # a server that is on its way back
             verdict = Verdict(wrong=[f"cannot be judged: {error}"])
         if not verdict.wrong or time.monotonic() > until:
@@ -71,6 +72,20 @@ def judge_bars(world: ChaosWorld, start: datetime, end: datetime) -> Verdict:
     finally:
         client.close()
     return verdict
+
+
+def judge_letters(world: ChaosWorld, verdict: Verdict) -> None:
+    """Find all poison, and nothing else, among the dead letters: an outage never makes one."""
+    letters = world.dead_letters()
+    verdict.numbers["dead letters"] = len(letters)
+    verdict.numbers["messages of poison"] = len(world.poison)
+    if others := {name: reason for name, reason in letters.items() if not name.startswith("poison-")}:
+        verdict.wrong.append(f"{len(others)} dead letters are no poison: {list(others.items())[:3]}")
+    ends = {name: (reason, letters.get(name, "none")) for name, reason in world.poison.items()}
+    if astray := {name: end for name, end in ends.items() if end[0] != end[1]}:
+        verdict.wrong.append(
+            f"{len(astray)} messages of poison have another end (sent, found): {list(astray.items())[:3]}"
+        )
 
 
 def judge_ticks(world: ChaosWorld, start: datetime, end: datetime) -> Verdict:

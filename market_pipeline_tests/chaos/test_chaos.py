@@ -16,7 +16,8 @@ pytestmark = pytest.mark.timeout(600)
 
 GROUPS = {
     "kills": ["kill_live", "kill_nats", "kill_clickhouse", "kill_postgres", "second_bridge"],
-    "outages": ["stop_nats", "torn_spool", "wipe_nats", "stop_postgres", "slow_clickhouse", "freeze_nats"],
+    "outages": ["stop_nats", "torn_spool", "wipe_nats", "stop_postgres", "slow_clickhouse", "freeze_nats", "full_disk"],
+    "refusals": ["poison", "read_only_clickhouse", "kill_unacknowledged"],
     "vendor": [
         "cut_stream",
         "silence_stream",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -19,12 +21,17 @@ import psutil
 from pydantic import SecretStr
 
 import market_pipeline
+from market_pipeline.bus.dead_letters import list_dead_letters
+from market_pipeline.bus.session import open_bus
 from market_pipeline.local import locks
 from market_pipeline.local.clickhouse import process as clickhouse_process
 from market_pipeline.local.stack import Stack
 from market_pipeline.settings import ClickHouseSettings, Settings, load_settings
 from market_pipeline.simulator import server as simulator
+from market_pipeline.stores.clickhouse import connect
+from market_pipeline_tests.bus.bars import bars
 from market_pipeline_tests.chaos.clock import FastClock
+from market_pipeline_tests.poison import KINDS, REFUSED_VOLUME, poison
 from market_pipeline_tests.servers import NatsProcess, die_with_parent
 
 SYMBOLS = {"EURUSD": "C:EURUSD", "BTCUSD": "X:BTCUSD", "ETHUSD": "X:ETHUSD"}
@@ -64,12 +71,13 @@ class ChaosWorld:
     speed: float = 30.0
     layout: tuple[tuple[str, ...], ...] = ((ALL,),)
     live: list[LiveProcess] = field(default_factory=list)
+    poison: dict[str, str] = field(default_factory=dict)
+    """The reason for which each poison message has to be found among the dead letters, by its correlation id."""
 
     def __enter__(self) -> ChaosWorld:
         self.home = self.folder / "home"
         self.home.mkdir(parents=True, exist_ok=True)
-        instruments = self.folder / "instruments.yaml"
-        instruments.write_text(INSTRUMENTS)
+        (self.folder / "instruments.yaml").write_text(INSTRUMENTS)
         self.nats = NatsProcess(home=self.folder / "nats")
         self.nats.__enter__()
         self.postgres = Stack(self.folder / "postgres", components=("postgres",), die_with_parent=True)
@@ -78,7 +86,7 @@ class ChaosWorld:
         self.vendor = simulator.start(directory=self.folder / "vendor")
         # Small frames often: at this speed ten milliseconds of the wall are a third of a second of the vendor's.
         self.vendor.stream_settings(interval=0.002, connections_per_key=1, ping_interval=5.0, ping_timeout=5.0)
-        self._write_settings(instruments)
+        self.write_settings()
         self.clock = FastClock(time.time(), self.start.timestamp(), self.speed)
         self.vendor.set_now(self.start, running=True, speed=self.speed)
         return self
@@ -131,6 +139,11 @@ class ChaosWorld:
         self.live.remove(one)
         self.start_live(one.names)
 
+    def restart_live(self) -> None:
+        """Kill all live processes and start them again."""
+        for each in list(self.live):
+            self.kill_live(each)
+
     def keep_live(self) -> None:
         """Start again what ended by itself, as a supervisor would."""
         for each in [each for each in self.live if not each.alive]:
@@ -171,11 +184,65 @@ class ChaosWorld:
         """Stop or continue ClickHouse."""
         self.clickhouse.process.send_signal(signal.SIGSTOP if frozen else signal.SIGCONT)
 
+    def refuse_poison(self) -> None:
+        """Let the bar store refuse the rows of one kind of poison, always."""
+        self._command(f"ALTER TABLE bars ADD CONSTRAINT poison CHECK volume != {REFUSED_VOLUME}")
+
+    def refuse_rows(self, refused: bool) -> None:
+        """Let every table of the bar store refuse every row, or take them again."""
+        change = "ADD CONSTRAINT chaos CHECK 0" if refused else "DROP CONSTRAINT IF EXISTS chaos"
+        for table in self._tables():
+            self._command(f"ALTER TABLE {table} {change}")
+
+    def publish_poison(self, rng: random.Random) -> None:
+        """Publish one message of poison of each kind, in any order; `poison` keeps what has to become of them."""
+        sent = []
+        for kind in rng.sample(KINDS, len(KINDS)):
+            name = f"poison-{len(self.poison)}-{rng.getrandbits(32):08x}"
+            subject, payload, headers = poison(kind, bars(2, seed=rng.getrandbits(32)), name)
+            self.poison[name] = str(kind)
+            sent.append((subject, payload, headers))
+
+        async def run() -> None:
+            async with open_bus(self.settings.nats, "poisoner") as bus:
+                for subject, payload, headers in sent:
+                    await bus.publisher().publish_message(subject, payload, headers)
+
+        asyncio.run(run())
+
+    def dead_letters(self) -> dict[str, str]:
+        """Return the reason of every dead letter by its correlation id."""
+
+        async def run() -> dict[str, str]:
+            async with open_bus(self.settings.nats, "oracle") as bus:
+                letters = await list_dead_letters(bus.js, limit=1_000_000)
+                return {letter.correlation_id: str(letter.reason) for letter in letters}
+
+        return asyncio.run(run())
+
     def wipe_nats(self) -> None:
         """Start NATS with an empty store: a lost disk."""
         self.nats.kill()
+        self.poison.clear()
         shutil.rmtree(self.nats.home / "store", ignore_errors=True)
         self.nats.start()
+
+    def _command(self, statement: str) -> None:
+        client = connect(self.settings.clickhouse)
+        try:
+            client.command(statement)
+        finally:
+            client.close()
+
+    def _tables(self) -> list[str]:
+        client = connect(self.settings.clickhouse)
+        try:
+            rows = client.rows(
+                "SELECT name FROM system.tables WHERE database = currentDatabase() AND engine LIKE '%MergeTree'"
+            )
+        finally:
+            client.close()
+        return [str(row[0]) for row in rows]
 
     def _postmaster(self) -> list[psutil.Process]:
         state = self.postgres.state()
@@ -184,7 +251,8 @@ class ChaosWorld:
             return locks.holders(self.postgres.home.lock("postgres"))
         return [psutil.Process(component.pid)] if psutil.pid_exists(component.pid) else []
 
-    def _write_settings(self, instruments: Path) -> None:
+    def write_settings(self, **sections: object) -> None:
+        """Write the settings, with these sections more; processes read them when they start."""
         postgres = self.postgres.settings.postgres
         house = self.clickhouse
 
@@ -192,7 +260,7 @@ class ChaosWorld:
             return json.loads(json.dumps(value.model_dump(), default=_plain))
 
         tree = {
-            "instruments_file": str(instruments),
+            "instruments_file": str(self.folder / "instruments.yaml"),
             "nats": section(self.nats.settings),
             "postgres": section(postgres),
             "clickhouse": section(
@@ -234,6 +302,7 @@ class ChaosWorld:
                 "lease_ttl_s": 3,
             },
             "breaker": {"open_s": 1},
+            **sections,
         }
         file = self.home / "settings.json"
         file.touch(mode=0o600)

@@ -19,58 +19,17 @@ import pytest
 
 from market_pipeline.bus.dead_letter_box import DeadLetterBox
 from market_pipeline.bus.dead_letters import Reason, Selection, count_dead_letters
-from market_pipeline.bus.envelope import EncodedBatch, encode_batches
 from market_pipeline.bus.session import BusSession, open_bus
 from market_pipeline.bus.streams import LIVE
-from market_pipeline.bus.subjects import market_subject
 from market_pipeline.live import bridge
 from market_pipeline.live.bridge import BridgeWorker
 from market_pipeline.stores import open_stores
 from market_pipeline_tests.bus.bars import bars
 from market_pipeline_tests.integration.world import World
+from market_pipeline_tests.poison import KINDS, REFUSED_VOLUME, SUBJECT, Message, one, poison
 
 GOOD = int(os.environ.get("MARKET_PIPELINE_TEST_MESSAGES", "900"))
 FULL = GOOD >= 10_000
-REFUSED_VOLUME = 666.0
-"""What the store is made to refuse, as if by a rule of its own."""
-KINDS = (
-    Reason.UNREADABLE_ENVELOPE,
-    Reason.SCHEMA_VERSION,
-    Reason.UNREADABLE_PAYLOAD,
-    Reason.DIGEST_MISMATCH,
-    Reason.MALFORMED_ROW,
-    Reason.UNKNOWN_SYMBOL,
-    Reason.INSERT_FAILED,
-)
-
-Message = tuple[str, bytes, dict[str, str]]
-SUBJECT = market_subject("EURUSD", "1m")
-
-
-def one(frame: pl.DataFrame) -> EncodedBatch:
-    [batch] = encode_batches(frame, correlation_id="poison")
-    return batch
-
-
-def poison(kind: Reason, frame: pl.DataFrame) -> Message:
-    """Spoil a batch of two bars."""
-    if kind is Reason.UNKNOWN_SYMBOL:
-        frame = frame.with_columns(symbol=pl.lit("NOSUCH"))
-    elif kind is Reason.INSERT_FAILED:
-        frame = frame.with_columns(volume=pl.lit(REFUSED_VOLUME))
-    elif kind is Reason.MALFORMED_ROW:
-        frame = frame.with_columns(volume=pl.Series([frame["volume"][0], -1.0]))
-    batch = one(frame)
-    headers, payload = batch.headers.to_nats(), batch.payload
-    if kind is Reason.UNREADABLE_ENVELOPE:
-        headers["Batch-Id"] = "many"
-    elif kind is Reason.SCHEMA_VERSION:
-        headers["Schema-Version"] = "2"
-    elif kind is Reason.UNREADABLE_PAYLOAD:
-        payload = b"not Arrow" + payload[:40]
-    elif kind is Reason.DIGEST_MISMATCH:
-        headers["Digest"] = str(batch.headers.digest ^ 1)
-    return market_subject(batch.headers.symbol, "1m"), payload, headers
 
 
 @dataclass
