@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from market_pipeline.errors import LocalStackError
-from market_pipeline.local import locks, passwords
+from market_pipeline.file_locks import is_held
+from market_pipeline.local import passwords
 from market_pipeline.local.layout import Home, write_private
 from market_pipeline.local.ports import LOOPBACK
 from market_pipeline.settings import POLYGON_KEY, Settings, load_settings
@@ -74,7 +75,7 @@ def write_dotenv(folder: Path, home: Home, variables: dict[str, str]) -> None:
     path = folder / ".env"
     lines = path.read_text().splitlines() if path.exists() else []
     other = next((line.partition("=")[2].strip() for line in lines if line.startswith(f"{HOME_VARIABLE}=")), "")
-    if other and Path(other) != home.root and locks.is_held(Home(Path(other)).lock("supervisor")):
+    if other and Path(other) != home.root and is_held(Home(Path(other)).lock("supervisor")):
         raise LocalStackError(
             f"{path} belongs to the stack in {other}, which is running: stop that one first, or start this one from "
             "another folder (or with --project-dir)"

@@ -14,6 +14,7 @@ from types import TracebackType
 
 import psutil
 
+from market_pipeline.file_locks import is_held
 from market_pipeline.local.layout import PRIVATE_FILE
 
 MARK = "MARKET_PIPELINE_SUPERVISED"
@@ -58,22 +59,6 @@ class Lock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
-
-
-def is_held(path: Path) -> bool:
-    """Tell whether some process holds the lock; False when the file is not there."""
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        # Shared, so that two that look at the same moment don't see each other.
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
 
 
 def wait_until_free(path: Path, timeout_s: float) -> bool:

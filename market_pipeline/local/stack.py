@@ -16,6 +16,7 @@ import msgspec
 import psutil
 
 from market_pipeline.errors import LocalStackError
+from market_pipeline.file_locks import is_held
 from market_pipeline.local import locks, processes
 from market_pipeline.local.components import COMPONENTS, DEFAULT_MODULE, select
 from market_pipeline.local.disk import DEFAULT_MIN_FREE_MB
@@ -75,7 +76,7 @@ class Stack:
     @property
     def is_running(self) -> bool:
         """Whether a supervisor owns the folder."""
-        return locks.is_held(self.home.lock("supervisor"))
+        return is_held(self.home.lock("supervisor"))
 
     def state(self) -> StackState | None:
         """Return what the running supervisor last said; None when there is none."""
@@ -128,7 +129,7 @@ class Stack:
         """Kill every process of the stack at once (SIGKILL), the supervisor first."""
         victims = self._supervisors()
         for name in COMPONENTS:
-            if locks.is_held(self.home.lock(name)):
+            if is_held(self.home.lock(name)):
                 victims += locks.holders(self.home.lock(name))
         victims += locks.marked(self.home.root)
         for victim in victims:

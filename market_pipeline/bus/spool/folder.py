@@ -17,6 +17,7 @@ import structlog
 
 from market_pipeline.bus.spool.disk import fsync_folder, spool_error
 from market_pipeline.errors import SpoolError
+from market_pipeline.file_locks import is_held
 from market_pipeline.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -186,22 +187,7 @@ def segments_of(path: Path) -> list[Path]:
 
 def left_behind(path: Path) -> bool:
     """Say whether a folder holds segments whose owner is gone, be they still to be adopted or just being drained."""
-    return bool(segments_of(path)) and ((path / ADOPTED).exists() or not is_locked(path))
-
-
-def is_locked(path: Path) -> bool:
-    """Say whether some process holds a folder's lock."""
-    try:
-        fd = os.open(path / LOCK, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
+    return bool(segments_of(path)) and ((path / ADOPTED).exists() or not is_held(path / LOCK))
 
 
 def _lock(path: Path) -> int | None:
@@ -210,7 +196,7 @@ def _lock(path: Path) -> int | None:
         fd = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except FileNotFoundError:
         return None
-    for attempt in range(LOCK_ATTEMPTS):  # longer than the moment in which `is_locked` looks
+    for attempt in range(LOCK_ATTEMPTS):  # longer than the moment in which `is_held` looks
         if attempt:
             time.sleep(LOCK_PAUSE_S)
         try:

@@ -10,8 +10,9 @@ from pathlib import Path
 import msgspec
 
 from market_pipeline.bus.spool.disk import used_bytes
-from market_pipeline.bus.spool.folder import ADOPTED, BAD, OWNER, Owner, is_locked, segments_of
+from market_pipeline.bus.spool.folder import ADOPTED, BAD, LOCK, OWNER, Owner, segments_of
 from market_pipeline.bus.spool.record import RECORD_HEAD, SEGMENT_HEAD, read_head, read_segment_head
+from market_pipeline.file_locks import is_held
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ def _status(path: Path) -> FolderStatus:
         bad = sum(1 for _ in (path / BAD).iterdir())
     except FileNotFoundError:
         bad = 0
-    locked = is_locked(path)
+    locked = is_held(path / LOCK)
     return FolderStatus(
         path=path,
         name=owner.name,
