@@ -143,6 +143,10 @@ class VendorBadAnswer(VendorError, Transient):
     """An answer that is cut, unreadable or contradicts itself."""
 
 
+class ClockAhead(VendorError, Terminal):
+    """Our clock is ahead of the vendor's: what the vendor has said so far would be taken as its last word."""
+
+
 class BusError(MarketPipelineError):
     """The message bus did not do what was asked."""
 

@@ -66,7 +66,11 @@ class PostgresSettings(_Section):
 
 
 class VendorSettings(_Section):
-    """The market data vendor: Polygon.io, now Massive, or the simulator that speaks like it."""
+    """The market data vendor: Polygon.io, now Massive, or the simulator that speaks like it.
+
+    max_clock_ahead_s: answers are refused while this machine's clock is further ahead of the vendor's: a bar would be
+    taken as settled before it is.
+    """
 
     base_url: str = "https://api.polygon.io"
     api_key: SecretStr = SecretStr("")
@@ -79,6 +83,7 @@ class VendorSettings(_Section):
     backoff_initial_s: float = Field(default=0.5, ge=0)
     backoff_max_s: float = Field(default=30.0, ge=0)
     page_limit: int = Field(default=50_000, ge=1, le=50_000)
+    max_clock_ahead_s: float = Field(default=10.0, ge=1.0)
 
     @field_validator("base_url")
     @classmethod

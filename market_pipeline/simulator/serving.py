@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from email.utils import formatdate
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
 from starlette.routing import Mount, WebSocketRoute
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from market_pipeline.simulator.control import control_app
@@ -24,9 +27,24 @@ def application(vendor: Vendor, control_token: str) -> Starlette:
         routes=[
             Mount("/_control", app=control_app(vendor, control_token)),
             WebSocketRoute("/{path:path}", vendor.stream),
-            Mount("/", app=VendorApp(vendor)),
+            Mount("/", app=_Dated(VendorApp(vendor), vendor)),
         ]
     )
+
+
+class _Dated:
+    """An application whose answers bear the date of the vendor's clock, whole seconds, as every server's do."""
+
+    def __init__(self, app: ASGIApp, vendor: Vendor) -> None:
+        self._app, self._vendor = app, vendor
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def dated(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["date"] = formatdate(self._vendor.state.now_ms() // 1000, usegmt=True)
+            await send(message)
+
+        await self._app(scope, receive, dated)
 
 
 def bind(port: int = 0) -> socket.socket:
@@ -54,6 +72,7 @@ class SimulatorServer(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 lifespan="off",
+                date_header=False,
                 timeout_graceful_shutdown=2,
                 timeout_keep_alive=60,
             )

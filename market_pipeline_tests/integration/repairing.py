@@ -54,8 +54,9 @@ class Live:
 
     def turn(self, now: datetime) -> None:
         """Let it be another time, for us and for the vendor."""
-        self.now = now
+        # Ours is never ahead of the vendor's, not for a moment.
         self.world.vendor.set_now(now)
+        self.now = now
 
     def stream(self, start: datetime, end: datetime, *, without: Sequence[Span] = ()) -> None:
         """Publish and store the live minutes of the ticks in [start, end), as an aggregator would.

@@ -11,6 +11,7 @@ from email.utils import format_datetime
 from itertools import pairwise
 from pathlib import Path
 
+import httpx
 import pytest
 from pydantic import SecretStr
 from structlog.testing import capture_logs
@@ -28,7 +29,7 @@ from market_pipeline.errors import (
 )
 from market_pipeline.settings import VendorSettings, load_settings
 from market_pipeline.vendors.polygon import PolygonClient
-from market_pipeline.vendors.polygon.answers import read_retry_after
+from market_pipeline.vendors.polygon.answers import Subject, clock_error, read_retry_after
 from market_pipeline.vendors.polygon.redaction import redact
 from market_pipeline_tests.vendors.conftest import START, CountingGate, at
 from market_pipeline_tests.vendors.scripted import KEY, Reply, Script, bar, page
@@ -247,3 +248,24 @@ async def test_the_key_alone_reaches_the_real_service(monkeypatch: pytest.Monkey
     async with PolygonClient(settings, CountingGate()) as client:
         assert repr(client) == "PolygonClient('https://api.polygon.io')"
     assert settings.rate == 5
+
+
+@pytest.mark.parametrize(
+    ("headers", "ahead"),
+    [
+        ({"date": "Mon, 15 Jan 2024 11:59:40 GMT"}, "19"),
+        ({"date": "Mon, 15 Jan 2024 11:59:40 GMT", "age": "15"}, None),
+        ({"date": "Mon, 15 Jan 2024 11:59:40 -0000"}, "19"),
+        ({"date": "Mon, 15 Jan 2024 11:59:49 GMT"}, None),
+        ({"date": "Mon, 15 Jan 2024 12:30:00 GMT"}, None),
+        ({"date": "Mon, 15 Jan 2024 06:59:40 -0500"}, "19"),
+        ({"date": "yesterday"}, None),
+        ({"date": "Mon, 15 Jan 2024 11:59:40 GMT", "age": "?"}, None),
+        ({}, None),
+    ],
+)
+def test_how_far_our_clock_is_ahead(headers: dict[str, str], ahead: str | None) -> None:
+    sent_at = datetime(2024, 1, 15, 12, tzinfo=UTC)
+    error = clock_error(Subject("EUR/USD"), sent_at, httpx.Headers(headers), 10.0)
+    assert (error is None) == (ahead is None)
+    assert ahead is None or f"is {ahead} s ahead" in str(error)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import polars as pl
 import pytest
 from pydantic import SecretStr
 
-from market_pipeline.errors import VendorAuthError, VendorBadAnswer, VendorNotEntitled, VendorNotFound
+from market_pipeline.errors import ClockAhead, VendorAuthError, VendorBadAnswer, VendorNotEntitled, VendorNotFound
 from market_pipeline.settings import VendorSettings
 from market_pipeline.simulator import server, truth
 from market_pipeline.simulator.server import SimulatorThread
@@ -150,3 +150,18 @@ async def test_coarser_aggregates(simulator: SimulatorThread, multiplier: int, t
     assert bars.height > 5
     assert bars["ts"].is_sorted()
     assert bars["ts"].is_unique().all()
+
+
+async def test_answers_are_refused_while_our_clock_is_ahead_of_the_vendors(simulator: SimulatorThread) -> None:
+    """Whether a bar has settled is told by our clock: ten minutes ahead, a bar under way would be its last word."""
+    now = datetime(2024, 1, 15, 12, tzinfo=UTC)
+    simulator.set_now(now - timedelta(minutes=10))
+    client = PolygonClient(client_of(simulator)._settings, CountingGate(), clock=lambda: now)
+    with pytest.raises(ClockAhead, match=r"2024-01-15 12:00:00 UTC\) is 599 s ahead of the vendor's.*NTP"):
+        await load(client)
+    assert len(simulator.requests()) == 1, "asking again does not set a clock"
+    for behind in (timedelta(0), timedelta(seconds=9), -timedelta(days=1)):
+        simulator.set_now(now - behind)
+        client = PolygonClient(client_of(simulator)._settings, CountingGate(), clock=lambda: now)
+        frame, _ = await load(client)
+        assert frame.height

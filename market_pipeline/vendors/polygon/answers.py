@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 
 import httpx
 import msgspec
 
 from market_pipeline.errors import (
+    ClockAhead,
     VendorAuthError,
     VendorBadAnswer,
     VendorError,
@@ -111,6 +112,32 @@ def status_error(subject: Subject, status: int, headers: Mapping[str, str], body
     if status >= 500:
         return error(VendorUnavailable, f"the vendor fails ({status})")
     return error(VendorBadAnswer, f"an unexpected status ({status})")
+
+
+def clock_error(
+    subject: Subject, sent_at: datetime, headers: Mapping[str, str], allowed_s: float
+) -> VendorError | None:
+    """Return the error of a clock of ours that is further ahead of the vendor's than allowed; None where it is not.
+
+    Whether a bar has settled is told by our clock. The header Date says what the vendor's was when it answered (and
+    Age, how long ago a cache was given the answer); that was after `sent_at`, so that slow answers prove nothing wrong.
+    """
+    try:
+        stated = parsedate_to_datetime(headers["date"])
+        stated += timedelta(seconds=int(headers.get("age", "0")))
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+    if stated.tzinfo is None:
+        stated = stated.replace(tzinfo=UTC)
+    ahead = (sent_at - stated).total_seconds() - 1  # Date has whole seconds
+    if ahead <= allowed_s:
+        return None
+    return subject.error(
+        ClockAhead,
+        f"{subject.what}: this machine's clock ({sent_at:%Y-%m-%d %H:%M:%S} UTC) is {ahead:.0f} s ahead of the "
+        f"vendor's: bars would be taken as settled before they are. Set the clock (NTP), then repeat; what the vendor "
+        f"should be forgiven is the setting vendor.max_clock_ahead_s",
+    )
 
 
 def body_error(subject: Subject, said: Complaint) -> VendorError | None:

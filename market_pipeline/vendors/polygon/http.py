@@ -20,7 +20,7 @@ from market_pipeline.breaker import Breaker
 from market_pipeline.errors import BreakerOpen, Transient, VendorError, VendorRateLimited, VendorUnavailable
 from market_pipeline.settings import VendorSettings
 from market_pipeline.vendors.base import RateGate
-from market_pipeline.vendors.polygon.answers import Subject, cause_of, status_error, transport_error
+from market_pipeline.vendors.polygon.answers import Subject, cause_of, clock_error, status_error, transport_error
 from market_pipeline.vendors.polygon.auth import BearerKey
 from market_pipeline.vendors.polygon.redaction import quiet_http_logs
 
@@ -174,9 +174,11 @@ class VendorHttp:
         finally:
             await self._gate.note_delay(time.monotonic() - granted)
         self.stats.bytes += len(response.content)
-        error_or_none = status_error(subject, response.status_code, response.headers, response.content)
-        if error_or_none is not None:
-            raise error_or_none
+        wrong = status_error(subject, response.status_code, response.headers, response.content) or clock_error(
+            subject, sent_at, response.headers, self.settings.max_clock_ahead_s
+        )
+        if wrong is not None:
+            raise wrong
         return read(response.content), sent_at
 
     def _pause(self, error: Exception, made: int) -> float | None:
