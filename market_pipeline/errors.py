@@ -143,8 +143,8 @@ class VendorBadAnswer(VendorError, Transient):
     """An answer that is cut, unreadable or contradicts itself."""
 
 
-class ClockAhead(VendorError, Terminal):
-    """Our clock is ahead of the vendor's: what the vendor has said so far would be taken as its last word."""
+class ClockWrong(VendorError, Terminal):
+    """This machine's clock is not the vendor's: what has settled, and what was heard when, cannot be told by it."""
 
 
 class BusError(MarketPipelineError):

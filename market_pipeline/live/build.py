@@ -27,17 +27,22 @@ def live_instruments(settings: Settings) -> list[Instrument]:
 
 
 def build_services(
-    settings: Settings, names: Sequence[str] = (), *, run_id: str = "", clock: Clock = utc_now
+    settings: Settings,
+    names: Sequence[str] = (),
+    *,
+    run_id: str = "",
+    clock: Clock = utc_now,
+    replayed: bool = False,
 ) -> list[LiveService]:
     """Make the services of these names, all of them without a name; nothing is opened yet.
 
-    `clock` is the vendor's: another than the wall's only where a replay has one.
+    `clock` is the machine's, or where `replayed` that of a replay, which may stand still and leap with its readers.
 
     Raises:
         SettingsError: a name is none of ours.
         UnknownSymbol: `live.symbols` names no instrument.
     """
-    makers = _makers()
+    makers = _makers(replayed)
     wrong = [name for name in names if name not in makers]
     if wrong:
         raise SettingsError(f"there is no service {wrong[0]!r}: one of {', '.join(makers)}")
@@ -47,10 +52,10 @@ def build_services(
 
 def service_names() -> list[str]:
     """Return the names in the order in which services are shown."""
-    return list(_makers())
+    return list(_makers(replayed=False))
 
 
-def _makers() -> dict[str, Maker]:
+def _makers(replayed: bool) -> dict[str, Maker]:
     # imported here: a command line that lists names need not load every client
     from market_pipeline.hub.throttle import ThrottleService
     from market_pipeline.live.aggregator_service import AggregatorService
@@ -60,7 +65,9 @@ def _makers() -> dict[str, Maker]:
     from market_pipeline.live.tick_bridge import TickBridgeService
 
     return {
-        "collector": lambda settings, chosen, run, clock: CollectorService(settings, chosen, run_id=run, clock=clock),
+        "collector": lambda settings, chosen, run, clock: CollectorService(
+            settings, chosen, run_id=run, clock=clock, replayed=replayed
+        ),
         "aggregator": lambda settings, chosen, run, clock: AggregatorService(settings, chosen, run_id=run, clock=clock),
         "ticks": lambda settings, _, run, __: TickBridgeService(settings, run_id=run),
         "bridge": lambda settings, _, run, __: BridgeService(settings, run_id=run),

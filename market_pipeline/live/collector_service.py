@@ -24,13 +24,20 @@ class CollectorService:
     """Collect live ticks of some instruments into TICKS for as long as it runs (a `LiveService`)."""
 
     def __init__(
-        self, settings: Settings, instruments: Sequence[Instrument], *, run_id: str = "", clock: Clock = utc_now
+        self,
+        settings: Settings,
+        instruments: Sequence[Instrument],
+        *,
+        run_id: str = "",
+        clock: Clock = utc_now,
+        replayed: bool = False,
     ) -> None:
         """Prepare; nothing is opened yet.
 
         Args:
             run_id: shown in the connection's name and the facts.
-            clock: the vendor's; another than the wall's only where a replay has one.
+            clock: the machine's.
+            replayed: the clock is that of a replay, which may stand still and leap with its readers.
 
         Raises:
             SettingsError: there are no instruments.
@@ -38,7 +45,7 @@ class CollectorService:
         if not instruments:
             raise SettingsError("a collector needs at least one instrument")
         self._settings, self._instruments, self._run_id = settings, tuple(instruments), run_id
-        self._clock = clock
+        self._clock, self._replayed = clock, replayed
         self._connected = Connected(settings.nats, f"collector {run_id}".strip())
         self._collector: Collector | None = None
         self._running = self._failed = False
@@ -74,7 +81,13 @@ class CollectorService:
         """
 
         async def collect(bus: BusSession) -> None:
-            self._collector = Collector(bus, self._settings, self._instruments, clock=lambda: to_ms(self._clock()))
+            self._collector = Collector(
+                bus,
+                self._settings,
+                self._instruments,
+                clock=lambda: to_ms(self._clock()),
+                replayed=self._replayed,
+            )
             await self._collector.run(stop)
 
         self._running, self._failed = True, False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from email.utils import formatdate
 
 import uvicorn
 from starlette.applications import Starlette
@@ -41,7 +40,7 @@ class _Dated:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def dated(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["date"] = formatdate(self._vendor.state.now_ms() // 1000, usegmt=True)
+                MutableHeaders(scope=message)["date"] = self._vendor.state.http_date()
             await send(message)
 
         await self._app(scope, receive, dated)

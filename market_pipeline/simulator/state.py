@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from dataclasses import asdict, dataclass, field
+from email.utils import formatdate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,6 +72,10 @@ class VendorState:
     def now_ms(self) -> int:
         """Return the vendor's present in epoch ms."""
         return self.clock().now
+
+    def http_date(self) -> str:
+        """Return the vendor's present as its servers write it into the header Date: in whole seconds."""
+        return formatdate(self.now_ms() // 1000, usegmt=True)
 
     def clock(self) -> Clock:
         """Return the clock's state."""

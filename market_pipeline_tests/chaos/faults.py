@@ -201,9 +201,9 @@ def rest_storm(world: ChaosWorld, rng: random.Random) -> None:
 
 
 def clock_jump(world: ChaosWorld, rng: random.Random) -> None:
-    """Let the clock of our machine jump ahead or back, by less than it takes a minute to settle, and be set right."""
+    """Let the clock of our machine jump ahead or back, by seconds or minutes, and be set right."""
     file = world.home / "clock_offset"
-    file.write_text(f"{rng.choice([-1, 1]) * rng.uniform(5, 20):.1f}")
+    file.write_text(f"{rng.choice([-1, 1]) * rng.choice([rng.uniform(5, 20), rng.uniform(20, 600)]):.1f}")
     try:
         _pause(rng, 1, 4)
     finally:

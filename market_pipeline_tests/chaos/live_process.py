@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+import time
 from pathlib import Path
 
 from market_pipeline_tests.chaos.clock import FastClock, WrongClock
@@ -20,8 +21,11 @@ def scale_margins(speed: float) -> None:
 
     tick_envelope.LATE *= speed
     tick_envelope.LOSS_MARGIN *= speed
+    from market_pipeline import steady
     from market_pipeline.vendors.polygon.stream import client
 
+    for module in (steady, client):
+        module.passed_s = lambda: time.monotonic() * speed  # type: ignore[attr-defined]
     client.PONG_PROVES_LESS_MS = round(client.PONG_PROVES_LESS_MS * speed)
 
 

@@ -16,6 +16,7 @@ from market_pipeline.stores.ticks import TickReader
 from market_pipeline_tests.chaos.world import SYMBOLS, ChaosWorld
 from market_pipeline_tests.integration.world import assert_bars_equal, fold_independently
 
+_NEAR = timedelta(minutes=10)
 _VALUES = ["ts", "bid", "ask", "price", "size"]
 
 
@@ -123,8 +124,11 @@ def judge_ticks(world: ChaosWorld, start: datetime, end: datetime) -> Verdict:
             missing = counted.filter(pl.col("kept") < pl.col("had"))
             unexplained = [ts for ts in missing["ts"] if not any(a <= ts <= b for a, b in covers)]
             if unexplained:
+                first, last = min(unexplained), max(unexplained)
+                near = [(a, b) for a, b in covers if abs(b - first) < _NEAR or abs(a - last) < _NEAR]
                 verdict.wrong.append(
-                    f"{key}: {len(unexplained)} ticks are lost and no record says so, the first at {min(unexplained)}"
+                    f"{key}: {len(unexplained)} ticks of {first} to {last} are lost and no record says so; "
+                    f"recorded near them: {sorted(near)}"
                 )
             verdict.numbers[f"{key} ticks"] = kept.height
             verdict.numbers[f"{key} ticks in recorded losses"] = missing.height

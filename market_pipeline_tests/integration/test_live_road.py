@@ -108,7 +108,7 @@ def test_real_quotes_become_the_bars_of_the_answer_key_and_are_kept_each_once(
     replay.prepare()
     truth = {(each.name, code): each.fold(length) for each in recordings for code, length in _LENGTHS.items()}
 
-    with LiveThread(settings, build_services(settings, SERVICES, clock=replay.clock)) as live:
+    with LiveThread(settings, build_services(settings, SERVICES, clock=replay.clock, replayed=True)) as live:
         wait_for(lambda: fact(live, "collector", "forex_connected") == 1, live, "a connection to the vendor")
         started = time.monotonic()
         replay.run(live)

@@ -11,6 +11,7 @@ import pytest
 from pydantic import SecretStr
 
 from market_pipeline.bus.connection import connect
+from market_pipeline.bus.envelope import now_ms
 from market_pipeline.bus.lease import Lease
 from market_pipeline.bus.losses import LossInterval
 from market_pipeline.bus.session import BusSession
@@ -410,3 +411,17 @@ async def test_without_instruments_or_a_key_nothing_starts(server: NatsProcess, 
         Collector(bus, without, [ETH])
     assert await stored(bus, "ETHUSD") == []
     await nc.close()
+
+
+async def test_a_clock_that_is_wrong_is_shown_and_ticks_are_taken_all_the_same(
+    server: NatsProcess, vendor: StreamVendor
+) -> None:
+    async with collecting(server, vendor, options={"clock": lambda: now_ms() - 90_000}) as world:
+        connection = await vendor.subscribed()
+        await connection.send(trade(1))
+        await until(lambda: world.collector.health().ticks == 1)
+        health = world.collector.health()
+        assert health.problems == ("this machine's clock is 90 s behind the vendor's: set it (NTP)",)
+        assert abs(health.streams[0].clock_error_s + 90) < 1.5
+        [one] = await world.seen()
+        assert abs(to_ms(one.headers.session_started) - now_ms()) < 20_000, "by the vendor's clock"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
@@ -37,6 +38,7 @@ class Stream:
 
     alive_ms: int
     data_ms: int
+    now_ms: Callable[[], int]
     topics: Topics = field(default_factory=Topics)
 
     @property
@@ -66,12 +68,11 @@ class Model:
             3,
             "x",
             self.losses.append,
-            lambda: self.now,
         )
 
     def connect(self) -> None:
         self.disconnect("disconnect")
-        self.stream = Stream(self.now, self.now)
+        self.stream = Stream(self.now, self.now, lambda: self.now)
         self.connected = True
         self.intake.opened(self.stream.real)
 

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from pydantic import SecretStr
 
-from market_pipeline.errors import ClockAhead, VendorAuthError, VendorBadAnswer, VendorNotEntitled, VendorNotFound
+from market_pipeline.errors import ClockWrong, VendorAuthError, VendorBadAnswer, VendorNotEntitled, VendorNotFound
 from market_pipeline.settings import VendorSettings
 from market_pipeline.simulator import server, truth
 from market_pipeline.simulator.server import SimulatorThread
@@ -157,7 +157,7 @@ async def test_answers_are_refused_while_our_clock_is_ahead_of_the_vendors(simul
     now = datetime(2024, 1, 15, 12, tzinfo=UTC)
     simulator.set_now(now - timedelta(minutes=10))
     client = PolygonClient(client_of(simulator)._settings, CountingGate(), clock=lambda: now)
-    with pytest.raises(ClockAhead, match=r"2024-01-15 12:00:00 UTC\) is 599 s ahead of the vendor's.*NTP"):
+    with pytest.raises(ClockWrong, match=r"2024-01-15 12:00:00 UTC\) is 599 s ahead of the vendor's.*NTP"):
         await load(client)
     assert len(simulator.requests()) == 1, "asking again does not set a clock"
     for behind in (timedelta(0), timedelta(seconds=9), -timedelta(days=1)):

@@ -18,6 +18,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
+from market_pipeline.bus.envelope import now_ms
 from market_pipeline.errors import VendorAuthError
 from market_pipeline.market.instruments import Instrument
 from market_pipeline.vendors.polygon.stream import PolygonStream, StreamTick, topics_of
@@ -78,7 +79,12 @@ async def until(condition: Callable[[], object], what: str = "", timeout: float 
 
 @asynccontextmanager
 async def running(
-    vendor: StreamVendor, *, key: str = KEY, is_open: bool = True, **settings: Any
+    vendor: StreamVendor,
+    *,
+    key: str = KEY,
+    is_open: bool = True,
+    clock: Callable[[], int] = now_ms,
+    **settings: Any,
 ) -> AsyncIterator[Running]:
     """Run a stream of two pairs."""
     heard = Heard()
@@ -89,6 +95,7 @@ async def running(
         quick_stream(vendor.url, **{"heartbeat_s": 0.1, **settings}),
         heard,
         is_open=lambda: is_open,
+        clock=clock,
     )
     task = asyncio.create_task(stream.run())
     try:
@@ -332,6 +339,38 @@ async def test_alive_is_never_later_than_what_has_been_told(vendor: StreamVendor
         await connection.send(quote(at_ms=future))
         await until(lambda: len(run.heard.heard) == 2)
         assert run.stream.alive_ms <= time.time_ns() // 1_000_000
+
+
+@pytest.mark.parametrize("leap_s", [600, -600])
+async def test_a_leap_of_the_clock_proves_nothing(vendor: StreamVendor, leap_s: int) -> None:
+    """What was heard until when is told by the time that passed, or a loss would begin minutes after it did."""
+    leap = [0]
+    async with running(vendor, clock=lambda: now_ms() + leap[0]) as run:
+        await vendor.subscribed()
+        await until(lambda: run.stream.counters.pongs > 1)
+        leap[0] = leap_s * 1000
+        pongs, before = run.stream.counters.pongs, run.stream.alive_ms
+        await until(lambda: run.stream.counters.pongs > pongs + 3 and run.stream.alive_ms > before)
+        assert run.stream.alive_ms <= now_ms()
+        assert abs(run.stream.now_ms() - now_ms()) < 1000
+
+
+@pytest.mark.parametrize("error_s", [600, 5, -5, -600])
+async def test_a_clock_that_is_wrong_is_set_by_the_vendors(vendor: StreamVendor, error_s: int) -> None:
+    async with running(vendor, clock=lambda: now_ms() + error_s * 1000) as run:
+        await vendor.subscribed()
+        assert run.stream.clock_error_ms == pytest.approx(error_s * 1000, abs=1500)
+        # never behind, or a session would begin before it did; ahead by less than the margin of a loss
+        assert -100 < run.stream.now_ms() - now_ms() <= 1000
+        await until(lambda: run.stream.counters.pongs > 1)
+        assert run.stream.alive_ms <= now_ms() + 1000
+
+
+async def test_a_clock_that_is_right_to_the_second_is_left_alone(vendor: StreamVendor) -> None:
+    async with running(vendor) as run:
+        await vendor.subscribed()
+        assert run.stream.clock_error_ms == 0
+        assert abs(run.stream.now_ms() - now_ms()) < 100
 
 
 async def test_a_vendor_that_never_greets_is_left(vendor: StreamVendor) -> None:

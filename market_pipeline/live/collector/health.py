@@ -11,13 +11,18 @@ from market_pipeline.live.service import UNHEALTHY_AFTER_S
 from market_pipeline.vendors.polygon.stream import PolygonStream
 
 AWAY_AFTER_S = 30.0
+CLOCK_ERROR_S = 2.0
 
 State = Literal["standby", "running", "stopped"]
 
 
 @dataclass(frozen=True, slots=True)
 class StreamHealth:
-    """The state of one market's connection; ages in seconds. `refused`: the vendor's words when it refuses the key."""
+    """The state of one market's connection; ages in seconds.
+
+    refused: the vendor's words when it refuses the key. clock_error_s: how far this machine's clock is ahead of the
+    vendor's, or behind.
+    """
 
     market: str
     connected: bool
@@ -32,6 +37,7 @@ class StreamHealth:
     unreadable_frames: int
     acks_missing: tuple[str, ...]
     refused: str = ""
+    clock_error_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +90,7 @@ def stream_health(stream: PolygonStream, market_open: bool, refused: str) -> Str
         unreadable_frames=counters.unreadable,
         acks_missing=tuple(sorted(stream.unacknowledged)),
         refused=refused,
+        clock_error_s=stream.clock_error_ms / 1000,
     )
 
 
@@ -116,6 +123,10 @@ def problems_of(
         elif each.connected and each.acks_missing:
             shown = ", ".join(each.acks_missing[:5])
             problems.append(f"{each.market}: {len(each.acks_missing)} subscriptions not acknowledged: {shown}")
+    error_s = max((each.clock_error_s for each in streams), key=abs, default=0.0)
+    if abs(error_s) > CLOCK_ERROR_S:
+        way = "ahead of" if error_s > 0 else "behind"
+        problems.append(f"this machine's clock is {abs(error_s):.0f} s {way} the vendor's: set it (NTP)")
     if losses_waiting:
         problems.append(f"{losses_waiting} losses are not recorded yet")
     return problems

@@ -11,7 +11,6 @@ from itertools import count
 
 import structlog
 
-from market_pipeline.bus.envelope import now_ms
 from market_pipeline.bus.losses import LossCause, LossInterval
 from market_pipeline.bus.tick_envelope import LOSS_MARGIN
 from market_pipeline.live.collector.lanes import Gap, Lane, Session
@@ -40,7 +39,6 @@ class Intake:
         batch_ticks: int,
         name: str,
         on_loss: Callable[[LossInterval], None],
-        clock: Callable[[], int] = now_ms,
     ) -> None:
         """Prepare; `name` begins the ids of the sessions, `on_loss` is told of each loss once its end is known."""
         self.lanes = {lane.symbol: lane for lane in lanes}
@@ -55,7 +53,6 @@ class Intake:
         self._name = name
         self._numbers = count(1)
         self._on_loss = on_loss
-        self._clock = clock
 
     def opened(self, stream: PolygonStream) -> None:
         """A connection is open; nothing is proven before a subscription is acknowledged."""
@@ -128,8 +125,8 @@ class Intake:
 
     def quiet_session(self, lane: Lane) -> Session | None:
         """Return the session of a lane without ticks, for a heartbeat; None where there is none to tell of."""
-        if lane.session is None and lane.acknowledged and not self._full():
-            self._begin(lane, self._clock())
+        if lane.session is None and lane.acknowledged and lane.stream is not None and not self._full():
+            self._begin(lane, lane.stream.now_ms())
         session = lane.session
         if session is None or session.started_ms is None:
             return None

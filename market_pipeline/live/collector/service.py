@@ -55,6 +55,7 @@ class Collector:
         outlet: TickOutlet | None = None,
         collector_id: str | None = None,
         clock: Callable[[], int] = now_ms,
+        replayed: bool = False,
     ) -> None:
         """Prepare; nothing is sent yet.
 
@@ -64,7 +65,8 @@ class Collector:
             losses: where losses are kept; default: the bucket `losses`.
             outlet: what takes the batches; default: TICKS, and the spool while NATS is away.
             collector_id: shown in batches and health; default: host, process and four random digits.
-            clock: the time (epoch ms) on the vendor's clock; another than the wall's only where a replay has one.
+            clock: the machine's, epoch ms.
+            replayed: the clock is that of a replay, which may stand still and leap with its readers.
 
         Raises:
             SettingsError: there are no instruments.
@@ -74,7 +76,7 @@ class Collector:
             raise SettingsError("a collector needs at least one instrument")
         self._bus, self._settings, self._instruments = bus, settings, tuple(instruments)
         self.collector_id = collector_id or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
-        self._clock = clock
+        self._clock, self._replayed = clock, replayed
         self._ticks = TickPublisher(bus)
         self._recorder = LossRecorder(losses or LossBucket(bus))
         self._spooling = None if outlet else SpoolingTicks(bus, settings, f"collector {name}", self._recorder.add)
@@ -226,7 +228,7 @@ class Collector:
         stream = self._settings.stream
         lanes = (Lane(each.key, each.calendar, PRIMARY_KIND[MARKETS[each.asset_class]]) for each in self._instruments)
         name = f"{self._lease.epoch:x}"  # of a lease there is each epoch once, so sessions need no longer name
-        return Intake(lanes, stream.queue, stream.batch_ticks, name, self._recorder.add, self._clock)
+        return Intake(lanes, stream.queue, stream.batch_ticks, name, self._recorder.add)
 
     def _new_streams(self) -> list[PolygonStream]:
         settings = self._settings
@@ -239,6 +241,7 @@ class Collector:
                 self._intake,
                 is_open=partial(self._market_open, market),
                 clock=self._clock,
+                replayed=self._replayed,
             )
             for market in dict.fromkeys(MARKETS[each.asset_class] for each in self._instruments)
         ]

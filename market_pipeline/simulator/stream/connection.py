@@ -69,7 +69,8 @@ class Connection:
         await self._receive()
         settings = self._hub.settings
         self._wire.ping_interval, self._wire.ping_timeout = settings.ping_interval, settings.ping_timeout
-        await self._send({"type": "websocket.accept"})
+        date = (b"date", self._hub.state.http_date().encode())
+        await self._send({"type": "websocket.accept", "headers": [date]})
         writing = asyncio.create_task(self.outbox.run())
         reading = asyncio.create_task(self._converse())
         try:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 import httpx
 import msgspec
 
 from market_pipeline.errors import (
-    ClockAhead,
+    ClockWrong,
     VendorAuthError,
     VendorBadAnswer,
     VendorError,
@@ -22,6 +22,7 @@ from market_pipeline.errors import (
     VendorUnavailable,
 )
 from market_pipeline.vendors.polygon.auth import KEY_SETTING
+from market_pipeline.vendors.polygon.dates import http_date
 from market_pipeline.vendors.polygon.redaction import redact
 
 # DELAYED: plans without real-time data get it for the newest bars. Answers of reference routes name no status.
@@ -119,21 +120,15 @@ def clock_error(
 ) -> VendorError | None:
     """Return the error of a clock of ours that is further ahead of the vendor's than allowed; None where it is not.
 
-    Whether a bar has settled is told by our clock. The header Date says what the vendor's was when it answered (and
-    Age, how long ago a cache was given the answer); that was after `sent_at`, so that slow answers prove nothing wrong.
+    Whether a bar has settled is told by our clock. The vendor tells its own when it answers, which is after `sent_at`:
+    so a slow answer proves nothing wrong.
     """
-    try:
-        stated = parsedate_to_datetime(headers["date"])
-        stated += timedelta(seconds=int(headers.get("age", "0")))
-    except (KeyError, TypeError, ValueError, OverflowError):
-        return None
-    if stated.tzinfo is None:
-        stated = stated.replace(tzinfo=UTC)
-    ahead = (sent_at - stated).total_seconds() - 1  # Date has whole seconds
+    stated = http_date(headers)
+    ahead = 0.0 if stated is None else (sent_at - stated).total_seconds() - 1  # a Date has whole seconds
     if ahead <= allowed_s:
         return None
     return subject.error(
-        ClockAhead,
+        ClockWrong,
         f"{subject.what}: this machine's clock ({sent_at:%Y-%m-%d %H:%M:%S} UTC) is {ahead:.0f} s ahead of the "
         f"vendor's: bars would be taken as settled before they are. Set the clock (NTP), then repeat; what the vendor "
         f"should be forgiven is the setting vendor.max_clock_ahead_s",

@@ -7,13 +7,16 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import datetime
 from typing import NoReturn
 
 import structlog
 from pydantic import SecretStr
 
 from market_pipeline.errors import VendorAuthError, VendorError, VendorRateLimited, VendorUnavailable
+from market_pipeline.market.timeframes import to_ms
 from market_pipeline.settings import StreamSettings
+from market_pipeline.steady import SteadyClock, passed_s
 from market_pipeline.vendors.polygon.auth import KEY_SETTING, BearerKey
 from market_pipeline.vendors.polygon.redaction import redact
 from market_pipeline.vendors.polygon.stream.events import Status, StreamTick, UnreadableFrame, decode_frame, ticks_of
@@ -42,6 +45,8 @@ class PolygonStream:
     alive_ms: everything that the vendor sent before this moment has been told: the time of an event, never later than
         its arrival, or 0.75 s before a ping was sent that has been answered.
     data_ms: the latest time of an event, likewise. frame_at: monotonic time of the last frame or pong.
+    clock_error_ms: how far the machine's clock is ahead of the vendor's (behind: below 0), as far as the vendor says
+        what time it is; 0 where they agree to the second.
     missing: topics asked for and not acknowledged; unacknowledged: those of them that are overdue.
     counters: since the client was made.
     """
@@ -56,10 +61,14 @@ class PolygonStream:
         *,
         is_open: Callable[[], bool] = lambda: True,
         clock: Callable[[], int] = _now_ms,
+        replayed: bool = False,
     ) -> None:
         """Prepare a stream; nothing is sent yet.
 
-        `is_open` says whether a market of the topics is open now, `clock` the time (epoch ms) on the vendor's clock.
+        Args:
+            is_open: says whether a market of the topics is open now.
+            clock: the machine's (epoch ms), by which the stream's own is set whenever a connection opens.
+            replayed: the clock is that of a replay: it may stand still and leap, and is the stream's.
 
         Raises:
             VendorAuthError: there is no key; the message names the setting.
@@ -69,7 +78,8 @@ class PolygonStream:
         self._key = api_key
         self._settings = settings
         self._listener = listener
-        self._clock = clock
+        self._wall = clock
+        self._clock = clock if replayed else SteadyClock(clock())
         # A heartbeat shall have news.
         self._ping_s = settings.heartbeat_s / 2
         self._watch = SilenceWatch(settings.silence_s, is_open, soon_s=settings.stable_s)
@@ -78,6 +88,7 @@ class PolygonStream:
         self._opened_at: float | None = None
         self.connected = False
         self.alive_ms = self.data_ms = 0
+        self.clock_error_ms = 0
         self.frame_at = time.monotonic()
         self.missing: frozenset[str] = frozenset()
         self.unacknowledged: frozenset[str] = frozenset()
@@ -85,6 +96,10 @@ class PolygonStream:
 
     def __repr__(self) -> str:
         return f"PolygonStream({self.url!r}, {len(self.topics.asked)} topics)"
+
+    def now_ms(self) -> int:
+        """Return the epoch ms of now, as the stream reckons."""
+        return self._clock()
 
     async def run(self) -> NoReturn:
         """Stream until cancelled, with a new connection whenever one ends, for ever.
@@ -115,12 +130,32 @@ class PolygonStream:
             await asyncio.sleep(pause)
 
     async def _one_connection(self) -> None:
+        asked_at = passed_s()
         wire = await Wire.open(self.url, timeout_s=self._settings.handshake_timeout_s)
         try:
+            self._set_clock(asked_at, wire.date)
             await self._authenticate(wire)
             await self._live(wire)
         finally:
             await wire.close()
+
+    def _set_clock(self, asked_at: float, date: datetime | None) -> None:
+        """Set the stream's clock by the machine's, or where that cannot be right by what the vendor says.
+
+        A Date has whole seconds: by it the clock is less than a second ahead, for which the margin of a loss makes up.
+        Behind it would be worse: a session would begin before it did.
+        """
+        if not isinstance(self._clock, SteadyClock):
+            return
+        now_ms = self._wall()
+        self.clock_error_ms = 0
+        if date is not None:
+            lowest = to_ms(date)
+            highest = lowest + 1000 + round((passed_s() - asked_at) * 1000)
+            self.clock_error_ms = max(0, now_ms - highest) or min(0, now_ms - lowest)
+            if self.clock_error_ms:
+                now_ms = lowest + 1000
+        self._clock.set(now_ms)
 
     async def _authenticate(self, wire: Wire) -> None:
         try:

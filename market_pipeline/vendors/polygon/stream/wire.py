@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
+from datetime import datetime
 from urllib.parse import urlsplit
 
 import msgspec
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.datastructures import MultipleValuesError
 from websockets.exceptions import WebSocketException
+
+from market_pipeline.vendors.polygon.dates import http_date
 
 # The vendor sends what it has gathered as one frame: a burst after a pause must not end the connection.
 MAX_FRAME_BYTES = 16 * 1024 * 1024
@@ -57,6 +61,15 @@ class Wire:
                 proxy=None if urlsplit(url).hostname in _LOOPBACK else True,
             )
         )
+
+    @property
+    def date(self) -> datetime | None:
+        """The vendor's clock when it answered the handshake, in whole seconds; None where it does not say."""
+        answer = self._socket.response
+        try:
+            return http_date(answer.headers) if answer is not None else None
+        except MultipleValuesError:
+            return None
 
     async def receive(self) -> bytes:
         """Return the next frame.
