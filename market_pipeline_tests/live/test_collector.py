@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
@@ -421,7 +422,8 @@ async def test_a_clock_that_is_wrong_is_shown_and_ticks_are_taken_all_the_same(
         await connection.send(trade(1))
         await until(lambda: world.collector.health().ticks == 1)
         health = world.collector.health()
-        assert health.problems == ("this machine's clock is 90 s behind the vendor's: set it (NTP)",)
+        [problem] = health.problems
+        assert re.fullmatch(r"this machine's clock is (89|90) s behind the vendor's: set it \(NTP\)", problem)
         assert abs(health.streams[0].clock_error_s + 90) < 1.5
         [one] = await world.seen()
         assert abs(to_ms(one.headers.session_started) - now_ms()) < 20_000, "by the vendor's clock"
