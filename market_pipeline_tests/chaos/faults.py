@@ -83,10 +83,10 @@ def full_disk(world: ChaosWorld, rng: random.Random) -> None:
             _pause(rng, 2, 5)
         finally:
             world.nats.start()
+        _pause(rng, 0.5, 3)  # they go on by themselves, without a spool
     finally:
         world.write_settings()
-    if rng.random() < 0.5:  # else they go on by themselves until something else ends them
-        world.restart_live()
+    world.restart_live()
 
 
 def kill_unacknowledged(world: ChaosWorld, rng: random.Random) -> None:
