@@ -8,26 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from math import ceil
-from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from market_pipeline import payload as arrow
-from market_pipeline.bus.header_fields import (
-    read_number,
-    read_stages,
-    read_text,
-    read_time,
-    stage_fields,
-    text_field,
-    unreadable,
-)
+from market_pipeline.bus.header_fields import Fields, read_stages, stage_fields, unreadable
 from market_pipeline.errors import InvalidBars, PayloadTooLarge, UnreadableBatch
 from market_pipeline.market.bars import BAR_SCHEMA
 from market_pipeline.market.digest import DIGEST_COLUMNS, row_digests, value_digest
-from market_pipeline.market.timeframes import to_ms
 
 SCHEMA_VERSION = 1
 MAX_BYTES = 512 * 1024
@@ -38,22 +28,23 @@ _MARGIN = 0.96
 
 MAX_BATCH_ID = 2**63 - 1
 _SERIES = ("symbol", "timeframe", "source")
-_TEXT = {
-    "correlation_id": "Correlation-Id",
-    "source": "Source",
-    "symbol": "Symbol",
-    "timeframe": "Timeframe",
-    "run_id": "Run-Id",
-    "vendor_request_id": "Vendor-Request-Id",
-}
-_REQUIRED_TEXT = frozenset({"correlation_id", "source", "symbol", "timeframe"})
-_NUMBERS = {
-    "batch_id": ("Batch-Id", 1, MAX_BATCH_ID),
-    "rows": ("Rows", 0, 2**32 - 1),
-    "digest": ("Digest", 0, 2**64 - 1),
-}
-_TIMES = {"start_ts": "Start-Ts", "end_ts": "End-Ts"}
-_VERSION = "Schema-Version"
+_FIELDS = Fields(
+    SCHEMA_VERSION,
+    "a batch of bars",
+    texts={
+        "correlation_id": "Correlation-Id",
+        "source": "Source",
+        "symbol": "Symbol",
+        "timeframe": "Timeframe",
+    },
+    numbers={
+        "batch_id": ("Batch-Id", 1, MAX_BATCH_ID),
+        "rows": ("Rows", 0, 2**32 - 1),
+        "digest": ("Digest", 0, 2**64 - 1),
+    },
+    times={"start_ts": "Start-Ts", "end_ts": "End-Ts"},
+    optional_texts={"run_id": "Run-Id", "vendor_request_id": "Vendor-Request-Id"},
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +71,6 @@ class BatchHeaders:
     end_ts: datetime
     run_id: str = ""
     vendor_request_id: str = ""
-    schema_version: int = SCHEMA_VERSION
     stages: dict[str, int] = field(default_factory=dict)
 
     def with_stage(self, name: str, at_ms: int | None = None) -> BatchHeaders:
@@ -89,15 +79,7 @@ class BatchHeaders:
 
     def to_nats(self) -> dict[str, str]:
         """Return the NATS headers: printable ASCII; empty texts are left out."""
-        headers = {_VERSION: str(self.schema_version)}
-        for name, (header, _, _) in _NUMBERS.items():
-            headers[header] = str(getattr(self, name))
-        for name, header in _TIMES.items():
-            headers[header] = str(to_ms(getattr(self, name)))
-        for name, header in _TEXT.items():
-            if value := getattr(self, name):
-                headers[header] = text_field(value)
-        return headers | stage_fields(self.stages)
+        return _FIELDS.write(self) | stage_fields(self.stages)
 
     @classmethod
     def from_nats(cls, headers: Mapping[str, str] | None) -> BatchHeaders:
@@ -108,21 +90,10 @@ class BatchHeaders:
                 not ours (reason `schema_version`); the message names header and value.
         """
         given = headers or {}
-        version = read_number(given, _VERSION, 0, 2**31)
-        if version != SCHEMA_VERSION:
-            raise UnreadableBatch(
-                f"schema version {version}: this program reads version {SCHEMA_VERSION}", reason="schema_version"
-            )
-        values: dict[str, Any] = {}
-        for name, (header, low, high) in _NUMBERS.items():
-            values[name] = read_number(given, header, low, high)
-        for name, header in _TIMES.items():
-            values[name] = read_time(given, header)
-        for name, header in _TEXT.items():
-            values[name] = read_text(given, header, required=name in _REQUIRED_TEXT)
+        values = _FIELDS.read(given)
         if values["end_ts"] < values["start_ts"]:
-            raise unreadable(f"{_TIMES['end_ts']} lies before {_TIMES['start_ts']}")
-        return cls(**values, schema_version=version, stages=read_stages(given))
+            raise unreadable("End-Ts lies before Start-Ts")
+        return cls(**values, stages=read_stages(given))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,24 +14,27 @@ import pyarrow as pa
 import pyarrow.ipc
 
 from market_pipeline.bus.envelope import MAX_BATCH_ID, MAX_BYTES, now_ms
-from market_pipeline.bus.header_fields import (
-    read_number,
-    read_stages,
-    read_text,
-    read_time,
-    stage_fields,
-    text_field,
-    unreadable,
-)
+from market_pipeline.bus.header_fields import Fields, read_stages, stage_fields, unreadable
 from market_pipeline.bus.publisher import PubAck, Publisher
 from market_pipeline.bus.subjects import external_subject
 from market_pipeline.errors import InputError, PayloadTooLarge, UnreadableBatch
 from market_pipeline.market.external import OBSERVATION_SCHEMA, check_observations
-from market_pipeline.market.timeframes import to_ms
 
 SCHEMA_VERSION = 1
 UNREADABLE = "unreadable_payload"
 _FIRST_ROWS = 16_384
+_FIELDS = Fields(
+    SCHEMA_VERSION,
+    "a batch of observations",
+    texts={"correlation_id": "Correlation-Id", "dataset": "Dataset"},
+    numbers={
+        "batch_id": ("Batch-Id", 1, MAX_BATCH_ID),
+        "rows": ("Rows", 0, 2**32 - 1),
+        "digest": ("Digest", 0, 2**64 - 1),
+    },
+    times={"start_ts": "Start-Ts", "end_ts": "End-Ts"},
+    optional_texts={"run_id": "Run-Id", "vendor_request_id": "Vendor-Request-Id"},
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,18 +63,7 @@ class ExternalHeaders:
 
     def to_nats(self) -> dict[str, str]:
         """Return the NATS headers: printable ASCII; empty texts are left out."""
-        headers = {
-            "Schema-Version": str(SCHEMA_VERSION),
-            "Batch-Id": str(self.batch_id),
-            "Rows": str(self.rows),
-            "Digest": str(self.digest),
-            "Start-Ts": str(to_ms(self.start_ts)),
-            "End-Ts": str(to_ms(self.end_ts)),
-            "Correlation-Id": text_field(self.correlation_id),
-            "Dataset": text_field(self.dataset),
-        }
-        optional = {"Run-Id": self.run_id, "Vendor-Request-Id": self.vendor_request_id}
-        return headers | {name: text_field(text) for name, text in optional.items() if text} | stage_fields(self.stages)
+        return _FIELDS.write(self) | stage_fields(self.stages)
 
     @classmethod
     def from_nats(cls, headers: Mapping[str, str] | None) -> ExternalHeaders:
@@ -82,23 +74,7 @@ class ExternalHeaders:
                 not ours (reason `schema_version`).
         """
         given = headers or {}
-        version = read_number(given, "Schema-Version", 0, 2**31)
-        if version != SCHEMA_VERSION:
-            raise UnreadableBatch(
-                f"schema version {version}: this program reads version {SCHEMA_VERSION}", reason="schema_version"
-            )
-        one = cls(
-            batch_id=read_number(given, "Batch-Id", 1, MAX_BATCH_ID),
-            correlation_id=read_text(given, "Correlation-Id"),
-            dataset=read_text(given, "Dataset"),
-            rows=read_number(given, "Rows", 0, 2**32 - 1),
-            digest=read_number(given, "Digest", 0, 2**64 - 1),
-            start_ts=read_time(given, "Start-Ts"),
-            end_ts=read_time(given, "End-Ts"),
-            run_id=read_text(given, "Run-Id", required=False),
-            vendor_request_id=read_text(given, "Vendor-Request-Id", required=False),
-            stages=read_stages(given),
-        )
+        one = cls(**_FIELDS.read(given), stages=read_stages(given))
         if one.end_ts < one.start_ts:
             raise unreadable("End-Ts lies before Start-Ts")
         return one

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
+from typing import Any
 from urllib.parse import quote, unquote
 
 from market_pipeline.errors import UnreadableBatch
 from market_pipeline.market.timeframes import from_ms, to_ms
 
+_VERSION = "Schema-Version"
 _STAGE = "Stage-"
 _STAGE_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 # Printable, and unchanged by NATS clients; all else is percent-encoded, `%` and spaces too.
@@ -18,6 +22,62 @@ _MIN_MS = to_ms(datetime.fromisoformat("0001-01-01T00:00:00+00:00"))
 _MAX_MS = to_ms(datetime.fromisoformat("9999-12-31T23:59:59+00:00"))
 
 
+@dataclass(frozen=True)
+class Fields:
+    """The fields of one kind of envelope, by attribute: how they are written to headers and read back.
+
+    version: the header Schema-Version; messages of another are refused, as what `kind` says that they are.
+    texts, optional_texts: attribute to header; an optional one is left out where it is empty.
+    numbers: attribute to header and both bounds. times: attribute to header; epoch ms on the wire.
+    """
+
+    version: int
+    kind: str
+    texts: Mapping[str, str]
+    numbers: Mapping[str, tuple[str, int, int]]
+    times: Mapping[str, str]
+    optional_texts: Mapping[str, str] = field(default_factory=dict)
+
+    def write(self, envelope: object) -> dict[str, str]:
+        """Return the fields of an envelope as headers, printable ASCII."""
+        headers = {_VERSION: str(self.version)}
+        for name, (header, _, _) in self.numbers.items():
+            headers[header] = str(getattr(envelope, name))
+        for name, header in self.times.items():
+            headers[header] = str(to_ms(getattr(envelope, name)))
+        for name, header in self.texts.items():
+            headers[header] = text_field(getattr(envelope, name))
+        for name, header in self.optional_texts.items():
+            if value := getattr(envelope, name):
+                headers[header] = text_field(value)
+        return headers
+
+    def read(self, headers: Mapping[str, str]) -> dict[str, Any]:
+        """Return the attributes that the headers hold; headers of others are passed over.
+
+        Raises:
+            UnreadableBatch: a header is missing or wrong (reason `unreadable_envelope`), or the schema version is
+                another (reason `schema_version`); the message names header and value.
+        """
+        version = read_number(headers, _VERSION, 0, 2**31)
+        if version != self.version:
+            raise UnreadableBatch(
+                f"{self.kind} of schema version {version}: this program reads version {self.version}",
+                reason="schema_version",
+            )
+        values: dict[str, Any] = {}
+        for name, (header, low, high) in self.numbers.items():
+            values[name] = read_number(headers, header, low, high)
+        for name, header in self.times.items():
+            values[name] = read_time(headers, header)
+        for name, header in self.texts.items():
+            values[name] = read_text(headers, header)
+        for name, header in self.optional_texts.items():
+            values[name] = read_text(headers, header, required=False)
+        return values
+
+
+@lru_cache(maxsize=4096)  # of few collectors, sessions and symbols
 def text_field(value: str) -> str:
     """Return a text as a header's value: printable ASCII, percent-encoded."""
     return quote(value, safe=_SAFE, errors="surrogatepass")

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from functools import lru_cache
-from typing import Any, cast
+from typing import cast
 
 import polars as pl
 
 from market_pipeline.bus.envelope import MAX_BATCH_ID, new_batch_id, now_ms
 from market_pipeline.bus.header_fields import (
+    Fields,
     read_number,
     read_stages,
     read_text,
@@ -56,22 +56,21 @@ LATE = timedelta(milliseconds=250)
 # bars between are published again as not complete.
 LOSS_MARGIN = timedelta(seconds=1)
 
-_VERSION = "Schema-Version"
-_TEXT = {
-    "symbol": "Symbol",
-    "collector_id": "Collector-Id",
-    "session_id": "Session-Id",
-}
 # Hundreds of batches a second say the same of these: only what is unusual is sent.
 _SOURCE, _CORRELATION_ID = "Source", "Correlation-Id"
-_NUMBERS = {
-    "batch_id": ("Batch-Id", 1, MAX_BATCH_ID),
-    "epoch": ("Epoch", 0, 2**63 - 1),
-    "rows": ("Rows", 0, 2**32 - 1),
-}
 _OPTIONAL_NUMBERS = {"number": ("No", 0), "covers": ("Covers", 1)}  # header, and the value that is not sent
-_TIMES = {"session_started": "Session-Started", "alive_at": "Alive-At"}
 _OPTIONAL_TIMES = {"first_ts": "First-Ts", "last_ts": "Last-Ts", "lost_from": "Lost-From"}
+_FIELDS = Fields(
+    TICK_SCHEMA_VERSION,
+    "a batch of ticks",
+    texts={"symbol": "Symbol", "collector_id": "Collector-Id", "session_id": "Session-Id"},
+    numbers={
+        "batch_id": ("Batch-Id", 1, MAX_BATCH_ID),
+        "epoch": ("Epoch", 0, 2**63 - 1),
+        "rows": ("Rows", 0, 2**32 - 1),
+    },
+    times={"session_started": "Session-Started", "alive_at": "Alive-At"},
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +107,6 @@ class TickHeaders:
     number: int = 0
     covers: int = 1
     source: str = VENDOR_STREAM
-    schema_version: int = TICK_SCHEMA_VERSION
     stages: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -132,17 +130,13 @@ class TickHeaders:
 
     def to_nats(self) -> dict[str, str]:
         """Return the NATS headers: printable ASCII; what is None is left out."""
-        headers = {_VERSION: str(self.schema_version)}
-        for name, (header, _, _) in _NUMBERS.items():
-            headers[header] = str(getattr(self, name))
+        headers = _FIELDS.write(self)
         for name, (header, unsent) in _OPTIONAL_NUMBERS.items():
             if (number := getattr(self, name)) != unsent:
                 headers[header] = str(number)
-        for name, header in (_TIMES | _OPTIONAL_TIMES).items():
+        for name, header in _OPTIONAL_TIMES.items():
             if (value := getattr(self, name)) is not None:
                 headers[header] = str(to_ms(value))
-        for name, header in _TEXT.items():
-            headers[header] = _text_field(getattr(self, name))
         if self.source != VENDOR_STREAM:
             headers[_SOURCE] = text_field(self.source)
         if self.correlation_id != usual_correlation_id(self.batch_id):
@@ -158,25 +152,13 @@ class TickHeaders:
                 not ours (reason `schema_version`); the message names header and value.
         """
         given = headers or {}
-        version = read_number(given, _VERSION, 0, 2**31)
-        if version != TICK_SCHEMA_VERSION:
-            raise UnreadableBatch(
-                f"tick schema version {version}: this program reads version {TICK_SCHEMA_VERSION}",
-                reason="schema_version",
-            )
-        values: dict[str, Any] = {}
-        for name, (header, low, high) in _NUMBERS.items():
-            values[name] = read_number(given, header, low, high)
+        values = _FIELDS.read(given)
         for name, (header, unsent) in _OPTIONAL_NUMBERS.items():
             if header in given:
                 values[name] = read_number(given, header, unsent, 2**63 - 1)
-        for name, header in _TIMES.items():
-            values[name] = read_time(given, header)
         for name, header in _OPTIONAL_TIMES.items():
             if header in given:
                 values[name] = read_time(given, header)
-        for name, header in _TEXT.items():
-            values[name] = read_text(given, header)
         values["source"] = read_text(given, _SOURCE, required=False) or VENDOR_STREAM
         values["correlation_id"] = read_text(given, _CORRELATION_ID, required=False) or usual_correlation_id(
             values["batch_id"]
@@ -184,16 +166,12 @@ class TickHeaders:
         first, last = values.get("first_ts"), values.get("last_ts")
         if values["rows"] and (first is None or last is None or last < first):
             raise unreadable(f"Rows is {values['rows']}, but First-Ts and Last-Ts are missing or out of order")
-        return cls(**values, schema_version=version, stages=read_stages(given))
+        return cls(**values, stages=read_stages(given))
 
 
 def usual_correlation_id(batch_id: int) -> str:
     """Return the correlation id of a batch that is tied to nothing but itself."""
     return f"{batch_id:x}"
-
-
-# Of few collectors, sessions and symbols.
-_text_field = lru_cache(maxsize=4096)(text_field)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import time
 from collections.abc import Iterable, Mapping
@@ -28,6 +29,8 @@ log = structlog.get_logger(__name__)
 # The server ends a consumer that nobody pulls from for so long; it is made anew when somebody does.
 INACTIVE_S = 60.0
 STALLED_S = 5.0
+# Whoever did something else for so long, such as waiting for a server to publish to, knows of no silence.
+UNHEARD_S = 1.0
 MEND_PAUSE_S = 0.2
 # Who has read everything is not behind for so long: the stream keeps far more.
 CURRENT_S = 2.0
@@ -92,7 +95,8 @@ async def next_in_stream(bus: BusSession, seq: int) -> int | None:
 class TickReader:
     """Read the messages of some symbols from a sequence on; nothing is acknowledged.
 
-    next_seq: where it goes on. pending: messages that wait on the server, as it said last.
+    next_seq: where it goes on. pending: messages that wait on the server, as it said last. away_at: monotonic time at
+    which the server was last found to be away or not to answer, or at which nobody had listened for a while.
     A message that the server sent and that never came, because a connection broke, is asked for again: the consumer on
     the server lives only as long as its messages follow each other.
     """
@@ -110,6 +114,8 @@ class TickReader:
         self.next_seq = next_seq
         self.pending = 0
         self.reopened = 0
+        self.away_at = -math.inf
+        self._listened_at = time.monotonic()
 
     @property
     def at_end(self) -> bool:
@@ -124,10 +130,18 @@ class TickReader:
         Raises:
             BusUnreachable: the connection is closed for good.
         """
+        if time.monotonic() - self._listened_at > UNHEARD_S:
+            self.away_at = time.monotonic()
+        try:
+            return await self._fetch(max_messages, max_wait_s)
+        finally:
+            self._listened_at = time.monotonic()
+
+    async def _fetch(self, max_messages: int, max_wait_s: float) -> list[TickMessage]:
         if self._bus.nc.is_closed:
             raise closed_error(self._bus.nc)
         if not self._bus.nc.is_connected:
-            await self._drop()
+            await self._lose()
             await asyncio.sleep(min(max_wait_s, 0.1))
             return []
         try:
@@ -137,7 +151,7 @@ class TickReader:
             messages = await self._puller.pull(max_messages, max_wait_s)
         except (PullBroken, BusUnreachable) as error:
             log.warning("tick_reader_broken", next_seq=self.next_seq, error=str(error))
-            await self._drop()
+            await self._lose()
             await asyncio.sleep(MEND_PAUSE_S)
             return []
         if not messages:
@@ -147,7 +161,7 @@ class TickReader:
             return await self._in_order(messages)
         except BusUnreachable as error:
             log.warning("tick_reader_broken", next_seq=self.next_seq, error=str(error))
-            await self._drop()
+            await self._lose()
             return []
 
     async def close(self) -> None:
@@ -218,13 +232,18 @@ class TickReader:
             info = await self._bus.js.consumer_info(TICKS, self._name)
         except KV_ERRORS as error:
             log.warning("tick_reader_lost_consumer", next_seq=self.next_seq, error=str(error))
-            await self._drop()
+            await self._lose()
             return
         self.pending = info.num_pending or 0
         delivered = info.delivered.consumer_seq if info.delivered else 0
         if self.pending or delivered != self._taken:
             log.warning("tick_reader_stalled", next_seq=self.next_seq, waiting=self.pending)
             await self._drop()
+
+    async def _lose(self) -> None:
+        """Drop the consumer, since its server is away."""
+        await self._drop()
+        self.away_at = time.monotonic()
 
     async def _drop(self) -> None:
         puller, self._puller = self._puller, None

@@ -16,7 +16,7 @@ from market_pipeline.live.collector.batches import tick_batch
 from market_pipeline.live.collector.hours import MarketHours
 from market_pipeline.live.collector.intake import MARGIN_MS, Intake
 from market_pipeline.live.collector.lanes import Lane
-from market_pipeline.live.collector.loss_recorder import merged
+from market_pipeline.live.loss_recorder import merged
 from market_pipeline.market.ticks import TICK_SCHEMA, validate_ticks
 from market_pipeline.market.timeframes import from_ms, to_ms
 from market_pipeline.vendors.polygon.stream import PolygonStream, StreamTick

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import secrets
 import socket
@@ -24,11 +23,12 @@ from market_pipeline.errors import BusUnreachable, SettingsError, StreamFull
 from market_pipeline.live.aggregator.book import Book, BookState
 from market_pipeline.live.aggregator.health import AggregatorHealth, State, problems_of
 from market_pipeline.live.aggregator.warm_up import warm_up
-from market_pipeline.live.collector.loss_recorder import LossRecorder
+from market_pipeline.live.loss_recorder import LossRecorder
 from market_pipeline.live.service import UNHEALTHY_AFTER_S
+from market_pipeline.live.terms import work_in_terms
 from market_pipeline.market.instruments import Instrument
 from market_pipeline.market.live_facts import LiveCounts, LiveRules
-from market_pipeline.tasks import end_tasks, unless
+from market_pipeline.tasks import unless
 
 log = structlog.get_logger(__name__)
 
@@ -43,7 +43,6 @@ CHECKPOINT_S = 1.0
 # Without a batch for so long a symbol's collector is away: its bars come out as they are, not proven.
 SILENT_MS = 15_000
 AGAIN_S = 0.25
-DRAIN_S = 5.0
 RETRY_FOR_S = 2.0
 
 OnPublished = Callable[[Sequence[EncodedBatch]], None]
@@ -117,22 +116,10 @@ class Aggregator:
             BusUnreachable: the connection to NATS is closed for good.
         """
         await asyncio.to_thread(warm_up, self._instruments[0])
-        recorder = asyncio.create_task(self._recorder.run(), name="losses")
-        try:
-            while not stop.is_set():
-                self._state = "standby"
-                if not await unless(stop, self._lease.acquire()):
-                    break
-                try:
-                    await self._term(stop)
-                finally:
-                    self._state = "stopped"
-                    await self._lease.release()
-            await self._recorder.drain(DRAIN_S)
-        finally:
-            self._state = "stopped"
-            await self._lease.release()
-            await end_tasks((recorder,))
+        await work_in_terms(stop, self._lease, self._recorder, self._term, self._enter)
+
+    def _enter(self, state: State) -> None:
+        self._state = state
 
     def health(self) -> AggregatorHealth:
         """Return the state of now."""
@@ -194,7 +181,7 @@ class Aggregator:
         log.info("aggregator_started", name=self._name, epoch=self._lease.epoch, next_seq=book.next_seq)
         messages: list[TickMessage] = []
         try:
-            flushed_at, away_at = 0.0, -math.inf
+            flushed_at = 0.0
             while not stop.is_set() and not self._lease.lost.is_set():
                 if 0 < len(messages) < FETCH:
                     await asyncio.sleep(REST_S)
@@ -205,12 +192,10 @@ class Aggregator:
                     else:
                         await asyncio.to_thread(book.take, messages, self._clock())
                     self._progress_at = time.monotonic()
-                elif not self._bus.nc.is_connected:
-                    away_at = time.monotonic()
                 elif reader.at_end:
                     self._progress_at = time.monotonic()
                     # After an outage the collector's spool has a while to drain: it was not silent, nobody could hear.
-                    if self._progress_at - away_at >= self._silent_ms / 1000:
+                    if self._progress_at - reader.away_at >= self._silent_ms / 1000:
                         book.close_silent(self._clock(), self._silent_ms)
                 if not self._rebuilt(book, reader) or time.monotonic() - flushed_at < FLUSH_S:
                     continue

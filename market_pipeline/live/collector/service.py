@@ -23,8 +23,9 @@ from market_pipeline.live.collector.health import CollectorHealth, State, proble
 from market_pipeline.live.collector.hours import MarketHours
 from market_pipeline.live.collector.intake import Intake
 from market_pipeline.live.collector.lanes import Lane
-from market_pipeline.live.collector.loss_recorder import LossRecorder
 from market_pipeline.live.collector.outlet import Lanes, TickOutlet
+from market_pipeline.live.loss_recorder import LossRecorder
+from market_pipeline.live.terms import DRAIN_S, work_in_terms
 from market_pipeline.market.instruments import Instrument
 from market_pipeline.market.timeframes import to_ms
 from market_pipeline.settings import Settings
@@ -34,7 +35,6 @@ from market_pipeline.vendors.polygon.stream.names import PRIMARY_KIND
 
 log = structlog.get_logger(__name__)
 
-DRAIN_S = 5.0
 SETTLE_S = 30.0
 
 
@@ -97,24 +97,14 @@ class Collector:
             VendorAuthError: the vendor refuses the key for every market.
         """
         await asyncio.to_thread(self._know_hours)
-        recorder = asyncio.create_task(self._recorder.run(), name="losses")
         try:
-            while not stop.is_set():
-                self._state = "standby"
-                if not await unless(stop, self._lease.acquire()):
-                    break
-                try:
-                    await self._term(stop)
-                finally:
-                    self._state = "stopped"
-                    await self._lease.release()
-            await self._recorder.drain(DRAIN_S)
+            await work_in_terms(stop, self._lease, self._recorder, self._term, self._enter)
         finally:
-            self._state = "stopped"
-            await self._lease.release()
-            await end_tasks([recorder])
             if self._spooling is not None:
                 await self._spooling.close()
+
+    def _enter(self, state: State) -> None:
+        self._state = state
 
     def health(self) -> CollectorHealth:
         """Return the state of now."""
