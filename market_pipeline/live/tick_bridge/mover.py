@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import TypeVar
 
 import structlog
 
@@ -22,38 +21,24 @@ from market_pipeline.bus.dead_letters import Reason
 from market_pipeline.bus.envelope import now_ms
 from market_pipeline.bus.session import BusSession
 from market_pipeline.bus.tick_reader import ticks_span
-from market_pipeline.errors import BusError, SettingsError, StoreQueryError, StoreUnreachable
+from market_pipeline.errors import BusError, SettingsError, StoreQueryError
 from market_pipeline.live.tick_bridge.group import Group, Unstorable, decode_group, parted
 from market_pipeline.live.tick_bridge.latest_writer import LatestWriter
 from market_pipeline.live.tick_bridge.meter import Counts, Meter
+from market_pipeline.live.tick_bridge.patient_store import PatientStore, TermEnded
 from market_pipeline.live.tick_bridge.place import Place, resume
 from market_pipeline.live.tick_bridge.source import OrderedSource
-from market_pipeline.stores.ticks import BatchResult, Outcome, TickBatch, TickStore
+from market_pipeline.stores.ticks import BatchResult, Outcome, TickStore
 from market_pipeline.stores.ticks.losses import TickLoss
-from market_pipeline.tasks import end_tasks, pause
+from market_pipeline.tasks import end_tasks
 
 log = structlog.get_logger(__name__)
 
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.25, 5.0
-PROBE_S = 1.0
-MAX_ATTEMPTS = 10
-"""Attempts after which a batch that the store refuses, while it takes others, goes to dead letters."""
-REFUSED_WAIT_S = 0.2
 MILLISECOND = timedelta(milliseconds=1)
-
-T = TypeVar("T")
-
-
-class TermEnded(Exception):
-    """Told to end while the store is away."""
-
-
-class StoreAway(Exception):
-    """The breaker of the tick store has opened: what is held is given back."""
 
 
 class TickMover:
-    """Move ticks until it is told to end. `store_problem`: why the store does not take them, empty when it does."""
+    """Move ticks until it is told to end."""
 
     def __init__(
         self,
@@ -72,8 +57,8 @@ class TickMover:
     ) -> None:
         """Prepare; `name` is the place's, `held` says whether we may still write it; `ended` ends the term."""
         self._bus, self._consumer, self._store = bus, consumer, store
+        self._patient = PatientStore(store, breaker, counts, ended)
         self._counts, self._meter, self._latest = counts, meter, latest
-        self._breaker, self._waits_for_store = breaker, True
         self._name, self._may_save = name, held
         self._ended, self._gather_s = ended, gather_s
         self._checkpoints = Checkpoints(bus)
@@ -82,8 +67,12 @@ class TickMover:
         self._place = Place("", 0)
         self._saved: Place | None = None
         self._told: dict[str, str] = {}  # symbol -> the last session whose beginning was recorded as a loss
-        self.store_problem = breaker.snapshot().last_error if breaker.state != "closed" else ""
         self.progress_at = time.monotonic()
+
+    @property
+    def store_problem(self) -> str:
+        """Why the store does not take ticks, empty when it does."""
+        return self._patient.problem
 
     @property
     def missed(self) -> int:
@@ -109,8 +98,8 @@ class TickMover:
         known = await self._checkpoints.load(self._name, Place)
         self._place, gone = resume(known, span, floor)
         self._saved = known
-        await self._patiently(self._store.start)
-        self._waits_for_store = False
+        await self._patient.patiently(self._store.start)
+        self._patient.began()
         if gone is not None:
             await self._note_hole(gone)
         await self._consumer.reset()
@@ -168,10 +157,10 @@ class TickMover:
         """Store a group, bury what cannot be stored, keep the place, acknowledge: in this order."""
         if self._place.missed and (known := {each.symbol for each in group.headers} & self._place.missed.keys()):
             losses = self._place.losses(group.headers)
-            await self._patiently(lambda: self._store.record_losses(losses))
+            await self._patient.patiently(lambda: self._store.record_losses(losses))
             self._counts.expired_losses += len(losses)
             self._place = self._place.without(known)
-        results = await self._store_batches(group) if group.batches else []
+        results = await self._stored(group) if group.batches else []
         committed = now_ms()
         numbered, missing = self._place.numbered(zip(group.seqs, group.headers, strict=True))
         await self._note_losses(group, results, missing)
@@ -205,7 +194,7 @@ class TickMover:
                 "tick_batches_missing", symbol=loss.symbol, start=loss.start.isoformat(), end=loss.end.isoformat()
             )
         if losses := losses + missing:
-            await self._patiently(lambda: self._store.record_losses(losses))
+            await self._patient.patiently(lambda: self._store.record_losses(losses))
         rejected = [
             TickLoss(headers.symbol, headers.first_ts, headers.last_ts + MILLISECOND, "rejected", headers.session_id)
             for (_, headers), result in zip(group.sources, results, strict=True)
@@ -213,9 +202,14 @@ class TickMover:
         ]
         for loss in rejected:
             try:
-                await self._patiently(lambda loss=loss: self._store.record_losses([loss]))  # type: ignore[misc]
+                await self._patient.patiently(lambda loss=loss: self._store.record_losses([loss]))  # type: ignore[misc]
             except StoreQueryError as error:  # what the store refuses of a batch, its symbol, it refuses here too
                 log.error("rejected_ticks_not_recorded_as_lost", symbol=loss.symbol[:40], error=str(error))
+
+    async def _stored(self, group: Group) -> list[BatchResult]:
+        results, given_up = await self._patient.commit(group.batches)
+        group.given_up |= given_up
+        return results
 
     def _count(self, group: Group, results: list[BatchResult], committed: int) -> None:
         counts = self._counts
@@ -235,76 +229,6 @@ class TickMover:
         self._meter.stored(ticks, [committed - each for each in received])
         self._latest.take(batch for batch, _ in stored)
 
-    async def _store_batches(self, group: Group) -> list[BatchResult]:
-        """Store the batches of a group in one transaction; where the store refuses that, each alone."""
-        try:
-            return await self._commit(group.batches)
-        except StoreQueryError as error:
-            said = str(error)
-            log.warning("tick_group_refused", batches=len(group.batches), error=said)
-        results = []
-        for place, batch in enumerate(group.batches):
-            result = await self._alone(batch)
-            if result is None:
-                group.given_up.add(place)
-                result = BatchResult(batch.batch_id, Outcome.REJECTED, said)
-            results.append(result)
-        return results
-
-    async def _alone(self, batch: TickBatch) -> BatchResult | None:
-        """Store one batch; None when the store refuses it again and again while it takes a tick of the probe."""
-        refused = 0
-        while True:
-            try:
-                return (await self._commit([batch]))[0]
-            except StoreQueryError as error:
-                log.debug("tick_batch_refused_by_store", batch_id=batch.batch_id, error=str(error))
-            try:
-                await self._patiently(self._store.probe)
-                refused += 1
-                self.store_problem = ""
-            except StoreQueryError as error:
-                self.store_problem = str(error)  # it refuses everything: not the batch's fault
-            if refused >= MAX_ATTEMPTS:
-                return None
-            await self._sleep(REFUSED_WAIT_S if refused else LONGEST_WAIT_S)
-
-    async def _commit(self, batches: list[TickBatch]) -> list[BatchResult]:
-        report = await self._patiently(lambda: self._store.store(batches))
-        self._counts.transactions += 1
-        self._counts.superseded += report.superseded
-        return list(report.results)
-
-    async def _patiently(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Do the work, as often as the store is away; it makes no difference to do it twice.
-
-        While nothing is held, and the breaker is open, the work itself is the trial, every second.
-
-        Raises:
-            StoreAway: the breaker has opened while deliveries were held.
-        """
-        wait_s = FIRST_WAIT_S
-        while True:
-            if self._breaker.state != "closed":
-                if not self._waits_for_store:
-                    raise StoreAway(self.store_problem)
-                self._breaker.try_now()
-                wait_s = PROBE_S
-            try:
-                done = await self._breaker.call(work)
-            except StoreUnreachable as error:
-                if not self.store_problem:
-                    self._counts.outages += 1
-                    log.warning("tick_store_away", error=str(error))
-                self.store_problem = str(error)
-                await self._sleep(wait_s)
-                wait_s = min(LONGEST_WAIT_S, wait_s * 2)
-                continue
-            if self.store_problem:
-                log.info("tick_store_back")
-                self.store_problem = ""
-            return done
-
     async def _bury(self, bad: Unstorable) -> None:
         """Send a message to dead letters; it leaves the consumer only after that was acknowledged."""
         await self._bus.bury(bad.delivery, bad.reason, bad.error)
@@ -318,7 +242,7 @@ class TickMover:
         await self._note_hole(seq)
 
     async def _note_hole(self, seq: int) -> None:
-        stored_until = await self._patiently(self._store.last_times)
+        stored_until = await self._patient.patiently(self._store.last_times)
         if stored_until:
             self._counts.holes += 1
             # from 1 to 0 or so: the stream is not the one of before, and nobody knows what that one held
@@ -336,10 +260,6 @@ class TickMover:
                 self._checkpoints = Checkpoints(self._bus)  # the bucket may be gone
                 raise
             self._saved = self._place
-
-    async def _sleep(self, seconds: float) -> None:
-        if await pause(self._ended, seconds):
-            raise TermEnded
 
     async def _keep_alive(self) -> None:
         """Start the `ack_wait` of everything in memory again, every few seconds."""

@@ -19,7 +19,8 @@ from market_pipeline.errors import BusError, BusUnreachable, MarketPipelineError
 from market_pipeline.live.service import Fact, ServiceHealth
 from market_pipeline.live.tick_bridge.latest_writer import LatestWriter
 from market_pipeline.live.tick_bridge.meter import Counts, Meter
-from market_pipeline.live.tick_bridge.mover import StoreAway, TermEnded, TickMover
+from market_pipeline.live.tick_bridge.mover import TickMover
+from market_pipeline.live.tick_bridge.patient_store import StoreAway, TermEnded
 from market_pipeline.live.tick_bridge.source import StreamReplaced
 from market_pipeline.settings import Settings
 from market_pipeline.stores.ticks import TickStore
