@@ -48,7 +48,11 @@ def chaos(
                 order = rng.sample(names, len(names))
             name = order.pop()
             print(f"  {world.clock.now():%H:%M:%S} {name}", flush=True)
-            FAULTS[name](world, rng)
+            try:
+                FAULTS[name](world, rng)
+            except BaseException:
+                print((folder / "live.log").read_text(errors="replace")[-20_000:])
+                raise
             tried[name] = tried.get(name, 0) + 1
             world.keep_live()
         end = world.clock.now().replace(second=0, microsecond=0)

@@ -21,9 +21,14 @@ def _pause(rng: random.Random, low: float, high: float) -> None:
     time.sleep(rng.uniform(low, high))
 
 
-def subscriptions(world: ChaosWorld) -> int:
-    """Return how many subscriptions the vendor's stream has."""
-    return sum(map(len, world.vendor.stream_stats()["subscriptions"].values()))
+def until_live(world: ChaosWorld) -> None:
+    """Wait until every symbol is streamed; what ended by itself meanwhile is started again."""
+
+    def live() -> bool:
+        world.keep_live()
+        return sum(map(len, world.vendor.stream_stats()["subscriptions"].values())) >= len(SYMBOLS)
+
+    until(live, "not live", 60)
 
 
 def kill_live(world: ChaosWorld, rng: random.Random) -> None:
@@ -52,7 +57,7 @@ def torn_spool(world: ChaosWorld, rng: random.Random) -> None:
         return [each for each in spool_status(spool_root(world.settings)) if each.name.startswith("collector")]
 
     # without a term of its lease a collector has nothing to spool
-    until(lambda: subscriptions(world) >= len(SYMBOLS), "not live", 60)
+    until_live(world)
     world.nats.kill()
     try:
         until(lambda: sum(each.records for each in of_ticks()) >= SPOOLED, "nothing was spooled", 60)
@@ -77,7 +82,7 @@ def full_disk(world: ChaosWorld, rng: random.Random) -> None:
     world.write_settings(spool={"min_free_bytes": 2**60})
     try:
         world.restart_live()
-        until(lambda: subscriptions(world) >= len(SYMBOLS), "not live", 60)
+        until_live(world)
         world.nats.kill()
         try:
             _pause(rng, 2, 5)

@@ -145,8 +145,10 @@ class ChaosWorld:
             self.kill_live(each)
 
     def keep_live(self) -> None:
-        """Start again what ended by itself, as a supervisor would."""
+        """Start again what ended by itself, as a supervisor would, and say so."""
         for each in [each for each in self.live if not each.alive]:
+            said = (self.folder / "live.log").read_text(errors="replace").splitlines()[-30:]
+            print("  a live process ended by itself:", *said, sep="\n    ", flush=True)
             self.live.remove(each)
             self.start_live(each.names)
 
