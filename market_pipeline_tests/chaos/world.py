@@ -147,8 +147,9 @@ class ChaosWorld:
     def keep_live(self) -> None:
         """Start again what ended by itself, as a supervisor would, and say so."""
         for each in [each for each in self.live if not each.alive]:
-            said = (self.folder / "live.log").read_text(errors="replace").splitlines()[-30:]
-            print("  a live process ended by itself:", *said, sep="\n    ", flush=True)
+            if each.process.returncode != -signal.SIGKILL:
+                said = (self.folder / "live.log").read_text(errors="replace").splitlines()[-30:]
+                print("  a live process ended by itself:", *said, sep="\n    ", flush=True)
             self.live.remove(each)
             self.start_live(each.names)
 
