@@ -155,6 +155,10 @@ class BusUnreachable(BusError, Transient):
     """No connection to NATS, or no answer from JetStream."""
 
 
+class StreamMissing(MarketPipelineError, Transient):
+    """A stream is not there: NATS has lost its store, or somebody deleted it. Whoever connects next creates it anew."""
+
+
 class BusAuthError(BusError, Terminal):
     """NATS refuses user or password."""
 

@@ -96,7 +96,7 @@ class BatchConsumer:
         """Create the consumer where it is missing and subscribe.
 
         Raises:
-            SettingsError: the stream does not exist or is a work queue with another consumer.
+            StreamMissing: the stream does not exist. SettingsError: it is a work queue with another consumer.
             BusUnreachable: JetStream does not answer.
         """
         await ensure_consumer(self._js, self.stream, self.durable, ack_wait_s=self._ack_wait_s)
@@ -116,7 +116,7 @@ class BatchConsumer:
 
         Raises:
             BusUnreachable: the connection is closed for good.
-            SettingsError: the stream was deleted.
+            StreamMissing: the stream was deleted.
         """
         if self._nc.is_closed:
             raise closed_error(self._nc)

@@ -12,7 +12,7 @@ from nats.js import JetStreamContext, api
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
 from nats.js.errors import Error as JetStreamError
 
-from market_pipeline.errors import BusError, BusUnreachable, SettingsError
+from market_pipeline.errors import BusError, BusUnreachable, SettingsError, StreamMissing
 from market_pipeline.market.timeframes import TIMEFRAMES
 
 log = structlog.get_logger(__name__)
@@ -182,13 +182,13 @@ async def ensure_consumer(
     A work queue has one consumer, which every bridge shares by its name.
 
     Raises:
-        SettingsError: the stream does not exist, or another consumer owns the work queue.
+        StreamMissing: the stream does not exist. SettingsError: another consumer owns the work queue.
         BusUnreachable: JetStream does not answer.
     """
     try:
         return await js.add_consumer(stream, consumer_config(stream, durable, ack_wait_s=ack_wait_s))
     except NotFoundError as error:
-        raise SettingsError(f"the stream {stream} does not exist: start with ensure_streams") from error
+        raise StreamMissing(f"the stream {stream} does not exist: start with ensure_streams") from error
     except APIError as error:
         if error.err_code in SECOND_ON_WORK_QUEUE:
             raise SettingsError(

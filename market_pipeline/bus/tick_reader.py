@@ -22,7 +22,7 @@ from market_pipeline.bus.pull import PullBroken, Puller
 from market_pipeline.bus.session import BusSession
 from market_pipeline.bus.streams import TICKS, bus_error
 from market_pipeline.bus.subjects import market_subject
-from market_pipeline.errors import BusUnreachable, SettingsError
+from market_pipeline.errors import BusUnreachable, StreamMissing
 
 log = structlog.get_logger(__name__)
 
@@ -66,13 +66,13 @@ async def ticks_span(bus: BusSession) -> StreamSpan:
     """Return what TICKS holds now.
 
     Raises:
-        SettingsError: the stream does not exist.
+        StreamMissing: the stream does not exist.
         BusUnreachable: JetStream does not answer.
     """
     try:
         info = await bus.js.stream_info(TICKS)
     except NotFoundError as error:
-        raise SettingsError(f"the stream {TICKS} does not exist: start with ensure_streams") from error
+        raise StreamMissing(f"the stream {TICKS} does not exist: start with ensure_streams") from error
     except KV_ERRORS as error:
         raise bus_error(error, f"stream {TICKS}") from error
     return StreamSpan(info.state.first_seq, info.state.last_seq, str(info.created))

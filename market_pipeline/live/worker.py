@@ -87,7 +87,7 @@ class StreamWorker:
 
         Raises:
             BusUnreachable: the connection is closed for good.
-            SettingsError: the stream was deleted.
+            StreamMissing: the stream was deleted.
         """
         slots = asyncio.Semaphore(self.groups_in_flight)
         running: set[asyncio.Task[None]] = set()

@@ -12,7 +12,7 @@ from market_pipeline.bus.consumer import BatchConsumer, Delivery
 from market_pipeline.bus.envelope import decode, encode_batches
 from market_pipeline.bus.publisher import Publisher
 from market_pipeline.bus.streams import BRIDGE, HISTORY, ensure_streams
-from market_pipeline.errors import BusUnreachable, SettingsError
+from market_pipeline.errors import BusUnreachable, StreamMissing
 from market_pipeline_tests.bus.bars import bars
 from market_pipeline_tests.bus.conftest import SCALE
 from market_pipeline_tests.servers import NatsProcess
@@ -154,7 +154,7 @@ async def test_a_consumer_that_was_deleted_is_created_anew(nc: Client, js: JetSt
 async def test_a_deleted_stream_is_said(nc: Client, js: JetStreamContext) -> None:
     async with BatchConsumer(nc, js, HISTORY) as consumer:
         await js.delete_stream(HISTORY)
-        with pytest.raises(SettingsError, match="HISTORY does not exist"):
+        with pytest.raises(StreamMissing, match="HISTORY does not exist"):
             await consumer.fetch(64, 1)
 
 

@@ -21,7 +21,7 @@ from market_pipeline.bus.streams import (
     storage_needed,
 )
 from market_pipeline.bus.subjects import dlq_subject, external_subject, history_subject, market_subject
-from market_pipeline.errors import SettingsError
+from market_pipeline.errors import SettingsError, StreamMissing
 from market_pipeline.market.timeframes import TIMEFRAMES
 from market_pipeline_tests.bus.conftest import SCALE
 from market_pipeline_tests.servers import NatsProcess
@@ -136,7 +136,7 @@ async def test_a_work_queue_has_one_consumer_and_ticks_have_many(js: JetStreamCo
     await ensure_consumer(js, TICKS, "tick-store")
     await ensure_consumer(js, TICKS, "aggregator")
     await js.delete_stream(LIVE)
-    with pytest.raises(SettingsError, match="LIVE does not exist"):
+    with pytest.raises(StreamMissing, match="LIVE does not exist"):
         await ensure_consumer(js, LIVE)
 
 

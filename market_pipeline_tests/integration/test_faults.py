@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
+from market_pipeline.bus.session import open_bus
+from market_pipeline.bus.streams import HISTORY
 from market_pipeline.errors import RangeNotLoaded, VendorAuthError, VendorNotEntitled
+from market_pipeline.vendors.polygon import PolygonClient
 from market_pipeline_tests.integration.world import World, assert_bars_equal, day_range, truth
 
 KEY, TICKER = "GBPUSD", "C:GBPUSD"
@@ -165,3 +168,19 @@ def test_a_retry_of_the_run_asks_only_for_what_has_not_landed(world: World) -> N
     assert len(asked) == total - landed
     assert report.symbols[KEY].requests == total - landed
     assert_bars_equal(world.bars(KEY, "1m"), truth(TICKER, days[KEY]), "after the retry")
+
+
+def test_nats_may_lose_its_store_while_the_vendor_is_probed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two steps of the opening, a moment that a test can only make: the streams are created once more."""
+    probe, lost = PolygonClient.probe, []
+
+    async def losing(self: PolygonClient) -> float:
+        seconds = await probe(self)
+        async with open_bus(world.settings.nats, "test") as bus:
+            lost.append(await bus.js.delete_stream(HISTORY))
+        return seconds
+
+    monkeypatch.setattr(PolygonClient, "probe", losing)
+    world.load(DAYS)
+    assert lost == [True]
+    assert_loaded(world)

@@ -16,6 +16,7 @@ from market_pipeline.errors import (
     SettingsError,
     StoreQueryError,
     StoreUnreachable,
+    StreamMissing,
     VendorAuthError,
 )
 from market_pipeline.live import supervisor
@@ -115,6 +116,14 @@ async def test_what_only_a_person_can_mend_ends_everything_at_the_start() -> Non
     with pytest.raises(SettingsError, match="POLYGON_API_KEY"):
         await asyncio.wait_for(one.run(asyncio.Event()), 10)
     assert not other.running
+
+
+async def test_a_stream_that_was_lost_at_the_start_is_waited_for() -> None:
+    """NATS lost its store between two steps of a probe: whoever connects next creates its streams anew."""
+    late = Scripted("repair", probes=[StreamMissing("the stream HISTORY does not exist")])
+    async with supervised(late, Scripted("collector")):
+        await eventually(lambda: late.running)
+        assert (late.probed, late.ran) == (2, 1)
 
 
 async def test_a_refused_key_ends_everything_at_any_time() -> None:

@@ -112,7 +112,7 @@ class Aggregator:
         """Aggregate, or stand by, until `stop` is set; then publish what is due and keep the checkpoint.
 
         Raises:
-            SettingsError: the stream TICKS does not exist.
+            StreamMissing: TICKS does not exist.
             BusUnreachable: the connection to NATS is closed for good.
         """
         await asyncio.to_thread(warm_up, self._instruments[0])

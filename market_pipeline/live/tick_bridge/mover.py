@@ -21,7 +21,7 @@ from market_pipeline.bus.dead_letters import Reason
 from market_pipeline.bus.envelope import now_ms
 from market_pipeline.bus.session import BusSession
 from market_pipeline.bus.tick_reader import ticks_span
-from market_pipeline.errors import BusError, SettingsError, StoreQueryError
+from market_pipeline.errors import BusError, StoreQueryError, StreamMissing
 from market_pipeline.live.tick_bridge.group import Group, Unstorable, decode_group, parted
 from market_pipeline.live.tick_bridge.latest_writer import LatestWriter
 from market_pipeline.live.tick_bridge.meter import Counts, Meter
@@ -90,7 +90,7 @@ class TickMover:
         """
         try:
             span = await ticks_span(self._bus)
-        except SettingsError:
+        except StreamMissing:
             await self._bus.ensure_streams()
             span = await ticks_span(self._bus)
         await self._consumer.start()
@@ -108,7 +108,7 @@ class TickMover:
         """Move ticks until told to end, then store what was fetched, unless the store is away.
 
         Raises:
-            StreamReplaced, BusError, SettingsError: a new term must begin.
+            StreamReplaced, BusError, StreamMissing: a new term must begin.
             StoreAuthError: the store refuses the user.
             TermEnded: while the store was away.
             StoreAway: its breaker has opened.

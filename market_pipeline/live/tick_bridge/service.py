@@ -15,7 +15,7 @@ from market_pipeline.bus.consumer import BatchConsumer, Lag
 from market_pipeline.bus.lease import Lease
 from market_pipeline.bus.session import BusSession, open_bus
 from market_pipeline.bus.streams import TICKS
-from market_pipeline.errors import BusError, BusUnreachable, MarketPipelineError, SettingsError, StoreError
+from market_pipeline.errors import BusError, BusUnreachable, MarketPipelineError, StoreError, StreamMissing
 from market_pipeline.live.service import Fact, ServiceHealth
 from market_pipeline.live.tick_bridge.latest_writer import LatestWriter
 from market_pipeline.live.tick_bridge.meter import Counts, Meter
@@ -208,7 +208,7 @@ class TickBridgeService:
             ]
             try:
                 await mover.run()
-            except SettingsError as error:  # somebody deleted the stream; the next term makes it anew
+            except StreamMissing as error:  # somebody deleted the stream; the next term makes it anew
                 raise StreamReplaced(str(error)) from error
         finally:
             await end_tasks(helpers)

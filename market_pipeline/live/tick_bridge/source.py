@@ -59,7 +59,7 @@ class OrderedSource:
         Raises:
             StreamReplaced: the sequences mean something else now.
             BusUnreachable: JetStream does not answer, or the connection is closed for good.
-            SettingsError: the stream was deleted.
+            StreamMissing: the stream was deleted.
         """
         found = await self._consumer.fetch(MAX_MESSAGES, WAIT_S)
         if found and len(found) < MAX_MESSAGES and ticks_said(found) < MAX_TICKS:
