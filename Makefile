@@ -14,11 +14,13 @@ help:            ## show this list
 
 setup: $(STAMP)  ## make the virtual environment and install the locked packages
 
+# uv trusts the authorities that the machine trusts, a company's too. Where it is not to be had pip does it: the lock names
+# every package, and pip would not take the lock's `gql` for the `gql[requests]` that another asks for.
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "market_pipeline needs Python 3.11 or later: set PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@test -x $(BIN)/python && $(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || $(PYTHON) -m virtualenv -q $(VENV) || { rm -rf $(VENV); echo "Python's venv module is incomplete here: on Debian, apt-get install python3-venv" >&2; exit 1; }
 	@echo "installing packages ..."
-	@$(BIN)/python -m pip install -q --disable-pip-version-check uv==0.13.9 2>/dev/null && $(BIN)/uv pip install -q --python $(BIN)/python --require-hashes -r requirements.lock || $(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install -q --disable-pip-version-check uv==0.13.9 2>/dev/null && $(BIN)/uv pip install -q --system-certs --python $(BIN)/python --require-hashes -r requirements.lock || $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e .
 	@touch $@
 
