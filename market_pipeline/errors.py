@@ -144,7 +144,7 @@ class VendorBadAnswer(VendorError, Transient):
 
 
 class ClockWrong(VendorError, Terminal):
-    """This machine's clock is not the vendor's: what has settled, and what was heard when, cannot be told by it."""
+    """This machine's clock is ahead of the vendor's: what has settled cannot be told by it."""
 
 
 class BusError(MarketPipelineError):

@@ -14,7 +14,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from market_pipeline import payload as arrow
-from market_pipeline.bus.header_fields import Fields, read_stages, stage_fields, unreadable
+from market_pipeline.bus.header_fields import MAX_BATCH_ID, BatchFields, read_stages, stage_fields
 from market_pipeline.errors import InvalidBars, PayloadTooLarge, UnreadableBatch
 from market_pipeline.market.bars import BAR_SCHEMA
 from market_pipeline.market.digest import DIGEST_COLUMNS, row_digests, value_digest
@@ -26,24 +26,11 @@ GUESSED_BYTES_A_ROW = 35
 # Aim a little below the limit: neighbouring slices of a series differ by a few per cent.
 _MARGIN = 0.96
 
-MAX_BATCH_ID = 2**63 - 1
 _SERIES = ("symbol", "timeframe", "source")
-_FIELDS = Fields(
+_FIELDS = BatchFields(
     SCHEMA_VERSION,
     "a batch of bars",
-    texts={
-        "correlation_id": "Correlation-Id",
-        "source": "Source",
-        "symbol": "Symbol",
-        "timeframe": "Timeframe",
-    },
-    numbers={
-        "batch_id": ("Batch-Id", 1, MAX_BATCH_ID),
-        "rows": ("Rows", 0, 2**32 - 1),
-        "digest": ("Digest", 0, 2**64 - 1),
-    },
-    times={"start_ts": "Start-Ts", "end_ts": "End-Ts"},
-    optional_texts={"run_id": "Run-Id", "vendor_request_id": "Vendor-Request-Id"},
+    {"correlation_id": "Correlation-Id", "source": "Source", "symbol": "Symbol", "timeframe": "Timeframe"},
 )
 
 
@@ -90,10 +77,7 @@ class BatchHeaders:
                 not ours (reason `schema_version`); the message names header and value.
         """
         given = headers or {}
-        values = _FIELDS.read(given)
-        if values["end_ts"] < values["start_ts"]:
-            raise unreadable("End-Ts lies before Start-Ts")
-        return cls(**values, stages=read_stages(given))
+        return cls(**_FIELDS.read(given), stages=read_stages(given))
 
 
 @dataclass(frozen=True, slots=True)

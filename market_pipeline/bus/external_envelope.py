@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -13,8 +12,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.ipc
 
-from market_pipeline.bus.envelope import MAX_BATCH_ID, MAX_BYTES, now_ms
-from market_pipeline.bus.header_fields import Fields, read_stages, stage_fields, unreadable
+from market_pipeline.bus.envelope import MAX_BYTES, new_batch_id, now_ms
+from market_pipeline.bus.header_fields import BatchFields, read_stages, stage_fields
 from market_pipeline.bus.publisher import PubAck, Publisher
 from market_pipeline.bus.subjects import external_subject
 from market_pipeline.errors import InputError, PayloadTooLarge, UnreadableBatch
@@ -23,17 +22,8 @@ from market_pipeline.market.external import OBSERVATION_SCHEMA, check_observatio
 SCHEMA_VERSION = 1
 UNREADABLE = "unreadable_payload"
 _FIRST_ROWS = 16_384
-_FIELDS = Fields(
-    SCHEMA_VERSION,
-    "a batch of observations",
-    texts={"correlation_id": "Correlation-Id", "dataset": "Dataset"},
-    numbers={
-        "batch_id": ("Batch-Id", 1, MAX_BATCH_ID),
-        "rows": ("Rows", 0, 2**32 - 1),
-        "digest": ("Digest", 0, 2**64 - 1),
-    },
-    times={"start_ts": "Start-Ts", "end_ts": "End-Ts"},
-    optional_texts={"run_id": "Run-Id", "vendor_request_id": "Vendor-Request-Id"},
+_FIELDS = BatchFields(
+    SCHEMA_VERSION, "a batch of observations", {"correlation_id": "Correlation-Id", "dataset": "Dataset"}
 )
 
 
@@ -74,10 +64,7 @@ class ExternalHeaders:
                 not ours (reason `schema_version`).
         """
         given = headers or {}
-        one = cls(**_FIELDS.read(given), stages=read_stages(given))
-        if one.end_ts < one.start_ts:
-            raise unreadable("End-Ts lies before Start-Ts")
-        return one
+        return cls(**_FIELDS.read(given), stages=read_stages(given))
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +113,7 @@ def encode_external(
         if not (isinstance(first, datetime) and isinstance(last, datetime)):
             raise InputError("ts: null")
         headers = ExternalHeaders(
-            batch_id=secrets.randbelow(MAX_BATCH_ID) + 1,
+            batch_id=new_batch_id(),
             correlation_id=correlation_id,
             dataset=dataset,
             rows=part.height,

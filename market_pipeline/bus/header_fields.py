@@ -13,6 +13,7 @@ from urllib.parse import quote, unquote
 from market_pipeline.errors import UnreadableBatch
 from market_pipeline.market.timeframes import from_ms, to_ms
 
+MAX_BATCH_ID = 2**63 - 1
 _VERSION = "Schema-Version"
 _STAGE = "Stage-"
 _STAGE_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
@@ -74,6 +75,30 @@ class Fields:
             values[name] = read_text(headers, header)
         for name, header in self.optional_texts.items():
             values[name] = read_text(headers, header, required=False)
+        return values
+
+
+@dataclass(frozen=True)
+class BatchFields(Fields):
+    """Those of a batch that says how much it holds, from when to when, and who asked for it."""
+
+    numbers: Mapping[str, tuple[str, int, int]] = field(
+        default_factory=lambda: {
+            "batch_id": ("Batch-Id", 1, MAX_BATCH_ID),
+            "rows": ("Rows", 0, 2**32 - 1),
+            "digest": ("Digest", 0, 2**64 - 1),
+        }
+    )
+    times: Mapping[str, str] = field(default_factory=lambda: {"start_ts": "Start-Ts", "end_ts": "End-Ts"})
+    optional_texts: Mapping[str, str] = field(
+        default_factory=lambda: {"run_id": "Run-Id", "vendor_request_id": "Vendor-Request-Id"}
+    )
+
+    def read(self, headers: Mapping[str, str]) -> dict[str, Any]:
+        """Return the attributes as `Fields.read` does; an end before the start is unreadable too."""
+        values = super().read(headers)
+        if values["end_ts"] < values["start_ts"]:
+            raise unreadable("End-Ts lies before Start-Ts")
         return values
 
 

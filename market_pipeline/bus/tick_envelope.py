@@ -13,8 +13,9 @@ from typing import cast
 
 import polars as pl
 
-from market_pipeline.bus.envelope import MAX_BATCH_ID, new_batch_id, now_ms
+from market_pipeline.bus.envelope import new_batch_id, now_ms
 from market_pipeline.bus.header_fields import (
+    MAX_BATCH_ID,
     Fields,
     read_number,
     read_stages,

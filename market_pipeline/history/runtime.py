@@ -15,7 +15,7 @@ from market_pipeline.breaker import Breakers
 from market_pipeline.bus.session import BusSession, open_bus
 from market_pipeline.bus.spooling import spooling
 from market_pipeline.bus.streams import HISTORY
-from market_pipeline.errors import BusError, StreamMissing
+from market_pipeline.errors import BusError
 from market_pipeline.history.gather import Gather
 from market_pipeline.history.tracker import Tracker
 from market_pipeline.instruments_file import load_instruments
@@ -96,7 +96,6 @@ async def open_runtime(
 
         bus = await stack.enter_async_context(open_bus(settings.nats, f"history {run_id}"))
         probes["nats"] = await _timed(bus.probe())
-        await bus.ensure_streams()
 
         polygon: PolygonClient | None = None
         if vendor:
@@ -108,11 +107,8 @@ async def open_runtime(
         log.info("probed", run_id=run_id, **{f"{name}_ms": round(ms, 1) for name, ms in probes.items()})
 
         bars, ingest = BarStore(client), IngestLedger(client)
-        try:
-            consumer = await stack.enter_async_context(bus.consumer(HISTORY))
-        except StreamMissing:  # NATS has lost its store while the vendor was asked
-            await bus.ensure_streams()
-            consumer = await stack.enter_async_context(bus.consumer(HISTORY))
+        await bus.ensure_streams()  # as late as this: NATS may lose its store while the vendor is asked
+        consumer = await stack.enter_async_context(bus.consumer(HISTORY))
         bridge = BridgeWorker(
             consumer, bars, ingest, bus, symbols=frozenset(instruments.keys), breaker=insert_breaker(breakers)
         )

@@ -15,7 +15,7 @@ import structlog
 from market_pipeline.breaker import Breaker, Breakers
 from market_pipeline.bus.consumer import BatchConsumer, Lag
 from market_pipeline.bus.session import BusSession, open_bus
-from market_pipeline.errors import BusError, BusUnreachable, MarketPipelineError, StreamMissing, Transient
+from market_pipeline.errors import BusError, MarketPipelineError, Transient
 from market_pipeline.instruments_file import load_instruments
 from market_pipeline.live.service import Fact
 from market_pipeline.live.worker import BridgeStats, StreamWorker, insert_breaker
@@ -208,8 +208,6 @@ class Lane:
                 log.warning("bridge_cannot_finish", stream=self.spec.stream)
             else:
                 work.result()
-        except StreamMissing as error:  # somebody deleted the stream under us: it is created anew
-            raise BusUnreachable(str(error)) from error
         finally:
             ended.set()
             await end_tasks((work, stopped, watch))

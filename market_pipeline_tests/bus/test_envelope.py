@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from market_pipeline import payload as arrow
-from market_pipeline.bus.envelope import MAX_BATCH_ID, MAX_BYTES, BatchHeaders, decode, decode_all, encode_batches
+from market_pipeline.bus.envelope import MAX_BYTES, BatchHeaders, decode, decode_all, encode_batches
+from market_pipeline.bus.header_fields import MAX_BATCH_ID
 from market_pipeline.bus.publisher import headers_size
 from market_pipeline.errors import InvalidBars, PayloadTooLarge, UnreadableBatch
 from market_pipeline.market.bars import BAR_SCHEMA

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -231,20 +232,14 @@ class ChaosWorld:
         self.nats.start()
 
     def _command(self, statement: str) -> None:
-        client = connect(self.settings.clickhouse)
-        try:
+        with closing(connect(self.settings.clickhouse)) as client:
             client.command(statement)
-        finally:
-            client.close()
 
     def _tables(self) -> list[str]:
-        client = connect(self.settings.clickhouse)
-        try:
+        with closing(connect(self.settings.clickhouse)) as client:
             rows = client.rows(
                 "SELECT name FROM system.tables WHERE database = currentDatabase() AND engine LIKE '%MergeTree'"
             )
-        finally:
-            client.close()
         return [str(row[0]) for row in rows]
 
     def _postmaster(self) -> list[psutil.Process]:

@@ -177,6 +177,7 @@ def test_nats_may_lose_its_store_while_the_vendor_is_probed(world: World, monkey
     async def losing(self: PolygonClient) -> float:
         seconds = await probe(self)
         async with open_bus(world.settings.nats, "test") as bus:
+            await bus.ensure_streams()  # those of earlier runs
             lost.append(await bus.js.delete_stream(HISTORY))
         return seconds
 

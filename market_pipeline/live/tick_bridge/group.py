@@ -30,7 +30,6 @@ class Group:
 
     headers: of those whose envelope can be read, heartbeats too; seqs: theirs in the stream. batches: of
     those with ticks, and beside each its delivery and its headers. unstorable: the rest, which goes to dead letters.
-    given_up: places of batches that the store refused for good.
     """
 
     deliveries: Sequence[Delivery]
@@ -39,7 +38,6 @@ class Group:
     batches: list[TickBatch] = field(default_factory=list)
     sources: list[tuple[Delivery, TickHeaders]] = field(default_factory=list)
     unstorable: list[Unstorable] = field(default_factory=list)
-    given_up: set[int] = field(default_factory=set)
 
     @property
     def last_seq(self) -> int:

@@ -160,16 +160,14 @@ class TickMover:
             await self._patient.patiently(lambda: self._store.record_losses(losses))
             self._counts.expired_losses += len(losses)
             self._place = self._place.without(known)
-        results = await self._stored(group) if group.batches else []
+        results, given_up = await self._patient.commit(group.batches) if group.batches else ([], set())
         committed = now_ms()
         numbered, missing = self._place.numbered(zip(group.seqs, group.headers, strict=True))
         await self._note_losses(group, results, missing)
         bad = [
             *group.unstorable,
             *(
-                Unstorable(
-                    delivery, Reason.INSERT_FAILED if place in group.given_up else Reason.MALFORMED_ROW, result.detail
-                )
+                Unstorable(delivery, Reason.INSERT_FAILED if place in given_up else Reason.MALFORMED_ROW, result.detail)
                 for place, ((delivery, _), result) in enumerate(zip(group.sources, results, strict=True))
                 if result.outcome is Outcome.REJECTED
             ),
@@ -205,11 +203,6 @@ class TickMover:
                 await self._patient.patiently(lambda loss=loss: self._store.record_losses([loss]))  # type: ignore[misc]
             except StoreQueryError as error:  # what the store refuses of a batch, its symbol, it refuses here too
                 log.error("rejected_ticks_not_recorded_as_lost", symbol=loss.symbol[:40], error=str(error))
-
-    async def _stored(self, group: Group) -> list[BatchResult]:
-        results, given_up = await self._patient.commit(group.batches)
-        group.given_up |= given_up
-        return results
 
     def _count(self, group: Group, results: list[BatchResult], committed: int) -> None:
         counts = self._counts

@@ -163,8 +163,8 @@ class TickBridgeService:
                     log.warning("tick_bridge_gives_back", error=str(error))
                 except TermEnded:
                     log.warning("tick_bridge_ends_with_store_away")
-                except (StreamReplaced, BusError) as error:
-                    if bus.nc.is_closed or not isinstance(error, StreamReplaced | BusUnreachable):
+                except (StreamReplaced, StreamMissing, BusUnreachable) as error:  # the next term makes a stream anew
+                    if bus.nc.is_closed:
                         raise
                     log.warning("tick_bridge_begins_anew", error=str(error))
                     self._counts.reopened += 1
@@ -206,10 +206,7 @@ class TickBridgeService:
                 asyncio.create_task(self._watch_lag(consumer)),
                 asyncio.create_task(self._drop_old(store)),
             ]
-            try:
-                await mover.run()
-            except StreamMissing as error:  # somebody deleted the stream; the next term makes it anew
-                raise StreamReplaced(str(error)) from error
+            await mover.run()
         finally:
             await end_tasks(helpers)
             await consumer.close()
