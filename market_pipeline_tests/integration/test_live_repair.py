@@ -240,3 +240,25 @@ def test_a_vendor_that_is_away_is_left_alone_until_a_trial(world: World, tmp_pat
         repair.until(lambda: repair.service.health().state == "running")
         assert repair.fact("breaker_insert") == repair.fact("breaker_publish") == "closed"
     assert world.bars(KEY, "1m").filter(ts=at("10:01:00"))["complete"].to_list() == [True]
+
+
+def test_the_next_question_is_due_by_when_the_last_was_asked(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long its answer takes to land: here the lateness passes meanwhile, and then no time at all."""
+    live = live_world(world, tmp_path, at("09:00:00"))
+    world.load({KEY: DAYS}, clock=live.clock)
+    live.turn(at("11:00:05"))
+    live.stream(at("08:50:00"), at("11:11:00"), without=[(at("10:00:30"), at("10:03:00"))])
+    live.lose(LossInterval(KEY, at("10:00:30"), at("10:03:00"), "disconnect"))
+    world.vendor.remove(TICKER, at("10:00:00"), at("10:03:00"))
+    ask = service.load_symbol
+
+    async def slowly(*args: Any, **options: Any) -> None:
+        await ask(*args, **options)
+        live.turn(at("11:11:00"))
+
+    monkeypatch.setattr(service, "load_symbol", slowly)
+    with live.repairing() as repair:
+        confirmed = [(at("10:00:00"), at("10:03:00"), "vendor_missing", "confirmed", 2)]
+        repair.until(lambda: live.gaps() == confirmed)
