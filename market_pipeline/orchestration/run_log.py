@@ -9,6 +9,8 @@ from typing import Any
 
 import structlog
 
+from market_pipeline.orchestration.quiet_log import QuietLog
+
 MOST_LINES = 300
 """An event costs tens of milliseconds: a chatty step must not slow itself down. Everything still goes to stdout."""
 
@@ -20,11 +22,13 @@ HIDDEN = frozenset({"event", "level", "timestamp", "run_id"})
 def service_log(log: Any) -> Iterator[None]:
     """Copy structured log entries of level info and more to a step's log while the block runs.
 
+    Where that log does not take them, because it is a database that is away, what logs goes on.
+
     The in-process executor runs one step at a time, so that structlog's configuration, which is the process's, can be
     lent to the step and given back.
     """
     before = structlog.get_config()
-    lines = 0
+    lines, quiet = 0, QuietLog(log)
 
     def copy(_: Any, method: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         nonlocal lines
@@ -32,9 +36,9 @@ def service_log(log: Any) -> Iterator[None]:
         if level >= logging.INFO and lines < MOST_LINES:
             lines += 1
             values = " ".join(f"{name}={value}" for name, value in entry.items() if name not in HIDDEN)
-            log.log(level, f"{entry.get('event', '')} {values}".rstrip())
+            quiet.log(level, f"{entry.get('event', '')} {values}".rstrip())
             if lines == MOST_LINES:
-                log.warning(f"{MOST_LINES} lines were copied from the services; the rest is in the step's stdout")
+                quiet.warning(f"{MOST_LINES} lines were copied from the services; the rest is in the step's stdout")
         return entry
 
     # the last processor renders; the copy is made just before it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,12 +11,15 @@ from typing import Any
 
 import polars as pl
 import psutil
+import psycopg
 import pytest
 
 from market_pipeline.cli.run import read_services
 from market_pipeline.local.control_room import ControlRoom
+from market_pipeline.local.passwords import POSTGRES_DAGSTER
 from market_pipeline.local.stack import Stack
 from market_pipeline.market.timeframes import DERIVED, TIMEFRAMES
+from market_pipeline.orchestration.live.rules import STALE_S
 from market_pipeline.simulator.truth import minutes as truth_minutes
 from market_pipeline.stores.clickhouse import connect
 from market_pipeline_tests.browser.chromium import Chromium, find_chromium
@@ -25,6 +29,7 @@ from market_pipeline_tests.waiting import until
 pytestmark = pytest.mark.timeout(900)
 
 ROOT = Path(__file__).parents[2]
+AWAY_S = 60.0
 SYMBOLS = {"EURUSD": "C:EURUSD", "BTCUSD": "X:BTCUSD", "ETHUSD": "X:ETHUSD"}
 INSTRUMENTS = """
 instruments:
@@ -141,6 +146,7 @@ def test_a_live_run_that_is_killed_is_replaced(live: Live) -> None:
     live.process().kill()
     seconds = until(lambda: live.run()["runId"] != before and live.run()["status"] == "STARTED", "no new live run", 120)
     print(f"a new live run was STARTED {seconds:.1f} s after the kill")
+    assert seconds < 20
     moment = datetime.now(UTC)
     until(lambda: live.ingested_since(moment), "the new run brings no bars")
     assert [run["status"] for run in live.room.runs_of("live_ingestion")].count("STARTED") == 1
@@ -164,6 +170,29 @@ def test_a_server_that_is_killed_under_load_comes_back_and_ingestion_goes_on(liv
     moment = datetime.now(UTC)
     until(lambda: live.ingested_since(moment), f"no bars after {server} came back")
     assert live.run()["runId"] == run_id, "the run outlives its servers"
+
+
+def test_ingestion_goes_on_while_dagster_s_storage_is_away(live: Live) -> None:
+    run_id = live.run()["runId"]
+    password = (live.stack.home.secrets / POSTGRES_DAGSTER).read_text()
+    postgres = live.stack.settings.postgres
+    with psycopg.connect(
+        host=postgres.host, port=postgres.port, user="dagster", password=password, dbname="market", autocommit=True
+    ) as owner:
+        owner.execute("ALTER DATABASE dagster WITH ALLOW_CONNECTIONS false")
+        try:
+            owner.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'dagster'")
+            # Longer than Dagster tries again, and than the sensor waits for a beat.
+            time.sleep(AWAY_S)
+            moment = datetime.now(UTC)
+            until(lambda: live.ingested_since(moment), "no bars while Dagster's storage is away", 30)
+        finally:
+            owner.execute("ALTER DATABASE dagster WITH ALLOW_CONNECTIONS true")
+    began = time.monotonic()
+    until(lambda: live.run()["runId"], "Dagster does not come back")
+    while time.monotonic() - began < 2 * STALE_S:  # time for the sensor to make up its mind
+        assert (live.run()["runId"], live.run()["status"]) == (run_id, "STARTED"), "the run outlives the outage"
+        time.sleep(1)
 
 
 def test_after_settle_and_repair_there_is_no_seam(live: Live) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from market_pipeline.orchestration.live.rules import STALE_S, LiveRun, SensorState, decide
 
 NOW = 1_000_000.0
-LOOKING = SensorState(launches=3, looked=NOW - 5, looks_since=NOW - 3600)
+LOOKING = SensorState(launches=3, looked=NOW - 5)
 
 
 def started(run_id: str = "a", *, beat: float | None = NOW - 2, since: float = NOW - 600) -> LiveRun:
@@ -48,7 +48,7 @@ def test_a_run_that_never_beat_is_measured_from_its_start() -> None:
 
 
 def test_beats_missed_while_the_storage_was_down_do_not_count() -> None:
-    away = SensorState(launches=1, looked=NOW - 300, looks_since=NOW - 4000)
+    away = SensorState(launches=1, looked=NOW - 300)
     silent = started(beat=NOW - 290)
     first = decide([silent], [], away, NOW)
     assert (first.dead, first.launch) == ((), False)
@@ -60,6 +60,31 @@ def test_beats_missed_while_the_storage_was_down_do_not_count() -> None:
         decision = decide([silent], [], state, NOW + second)
         state = decision.state
     assert decision.dead == ("a",)
+
+
+def test_a_short_outage_between_two_looks_does_not_make_a_run_dead() -> None:
+    # The last beat came just before the storage went away for 15 s; both were told at the same moment that it is back.
+    last = decide([started(beat=NOW - 4.9)], [], LOOKING, NOW)
+    back = decide([started(beat=NOW - 4.9)], [], last.state, NOW + 15.5)
+    assert (back.dead, back.launch) == ((), False)
+    again = decide([started(beat=NOW + 18.7)], [], back.state, NOW + 21)
+    assert (again.dead, again.launch) == ((), False)
+
+
+def test_a_sensor_that_looks_seldom_finds_a_dead_run_all_the_same() -> None:
+    state, silent = LOOKING, started(beat=NOW - 2)
+    for look in range(3):  # a busy machine: each look takes its time
+        decision = decide([silent], [], state, NOW + look * 25)
+        state = decision.state
+    assert decision.dead == ("a",)
+
+
+def test_a_beat_ends_the_silence() -> None:
+    state = LOOKING
+    for look in range(20):
+        decision = decide([started(beat=NOW + look * 9 - 4)], [], state, NOW + look * 9)
+        assert decision.dead == ()
+        state = decision.state
 
 
 def test_runs_that_fall_at_once_are_followed_by_longer_and_longer_pauses() -> None:
@@ -76,7 +101,10 @@ def test_runs_that_fall_at_once_are_followed_by_longer_and_longer_pauses() -> No
 def test_a_cursor_of_another_version_begins_anew() -> None:
     assert SensorState.read('{"other": 1}') == SensorState()
     assert SensorState.read("nonsense") == SensorState()
-    assert SensorState.read(LOOKING.text()) == LOOKING
+    assert SensorState.read('{"silences": {"a": 7}}') == SensorState()
+    state = decide([started()], [], LOOKING, NOW).state
+    assert state.silences
+    assert SensorState.read(state.text()) == state
 
 
 @given(

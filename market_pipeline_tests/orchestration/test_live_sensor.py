@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import logging
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
 import pytest
+import structlog
 from dagster._core.test_utils import create_run_for_test
+from structlog.testing import capture_logs
 
+from market_pipeline.live.service import ServiceHealth
 from market_pipeline.orchestration.live import watch
 from market_pipeline.orchestration.live.job import LIVE_INGESTION, LIVE_TAGS
+from market_pipeline.orchestration.live.log_relay import LogRelay
+from market_pipeline.orchestration.live.report import LiveReporter
 from market_pipeline.orchestration.live.rules import BEAT_TAG, SensorState
 from market_pipeline.orchestration.live.sensor import ON_THEIR_WAY
 from market_pipeline.orchestration.live.watch import RunWatch
+from market_pipeline.orchestration.partitions import BarPartitions
+from market_pipeline.orchestration.resources import BusResource, StoresResource
+from market_pipeline.orchestration.run_log import service_log
+from market_pipeline.settings import Settings
 
 STARTED, FAILURE = dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.FAILURE
 
 
 def looking() -> str:
     now = time.time()
-    return SensorState(launches=1, looked=now - 5, looks_since=now - 600).text()
+    return SensorState(launches=1, looked=now - 5).text()
 
 
 def tick(defs: dg.Definitions, instance: dg.DagsterInstance, cursor: str | None = None) -> dg.SensorExecutionData:
@@ -107,15 +117,68 @@ def test_a_run_beats_while_it_is_started_and_ends_when_it_is_not(instance: dg.Da
     assert not tie.beat()
 
 
-def test_a_storage_that_is_away_ends_nothing(instance: dg.DagsterInstance, caplog: pytest.LogCaptureFixture) -> None:
+class Closed:
+    """Stand in for a log that is in that storage: Dagster's own handler raises what the storage raises."""
+
+    def log(self, level: int, text: str) -> None:
+        raise OSError(f"connection refused: {level} {text}")
+
+
+def test_a_storage_that_is_away_ends_nothing(instance: dg.DagsterInstance) -> None:
     run = live_run(instance, beat_ago=None)
-    tie = RunWatch(instance, run.run_id, logging.getLogger("test"))
+    tie = RunWatch(instance, run.run_id, Closed())
     tie._instance = Broken()  # type: ignore[assignment]
-    with caplog.at_level(logging.WARNING):
+    with capture_logs() as entries:
         assert tie.beat()
         assert tie.beat()
-    assert tie.missed == 2
-    assert [record.getMessage() for record in caplog.records if "ingestion goes on" in record.getMessage()] != []
-    assert len(caplog.records) == 1
-    tie._instance = instance
-    assert tie.beat()
+        assert tie.missed == 2
+        assert tie.away
+        tie._instance = instance
+        assert tie.beat()
+        assert not tie.away
+    assert [entry["event"] for entry in entries] == [
+        "dagster_storage_away_ingestion_goes_on",
+        "dagster_storage_answers_again",
+    ]
+
+
+def test_a_run_that_shall_end_learns_so_even_if_it_cannot_say_it(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "BEAT_EVERY_S", 0.05)
+    run = create_run_for_test(instance, job_name=LIVE_INGESTION, status=FAILURE, tags=LIVE_TAGS)
+    with RunWatch(instance, run.run_id, Closed()) as beating:
+        assert beating.over.wait(10)
+
+
+def test_a_log_that_is_away_does_not_end_a_report(
+    instance: dg.DagsterInstance, partitions: BarPartitions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = SimpleNamespace(log=Closed(), instance=instance)
+    reporter = LiveReporter(
+        context,  # type: ignore[arg-type]
+        Settings(),
+        list(partitions.instruments),
+        partitions,
+        stores=StoresResource(),
+        bus=BusResource(),
+    )
+    looks: list[object] = []
+
+    def away(_: object) -> bool:
+        looks.append(1)
+        raise OSError("the storage is away")
+
+    monkeypatch.setattr(reporter, "_report", away)
+    reporter.look([ServiceHealth("ticks", "waiting", ("the tick store is away",), {})])
+    reporter.close()
+    assert looks, "it did try"
+
+
+def test_services_log_on_while_the_step_s_log_is_away() -> None:
+    with service_log(Closed()):
+        structlog.get_logger("room").warning("something_happens", symbol="EURUSD")
+    relay = LogRelay(Closed())
+    with relay:
+        structlog.get_logger("room").warning("something_happens", symbol="EURUSD")
+    assert relay.dropped == 1

@@ -55,8 +55,9 @@ def build_live_job(partitions: BarPartitions) -> dg.JobDefinition:
             until = time.monotonic() + (config.seconds or float("inf"))
             with watch, LiveThread(settings, services, run_id=context.run_id) as live:
                 while not (live.wait(LOOK_EVERY_S) or watch.over.is_set() or time.monotonic() > until):
-                    relay.drain()
-                    reporter.look(live.health())
+                    if not watch.away:  # what is told there would be waited for, and lost
+                        relay.drain()
+                        reporter.look(live.health())
             relay.drain()
             reporter.close()
 

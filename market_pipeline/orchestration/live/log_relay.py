@@ -9,6 +9,7 @@ from typing import Any
 
 import structlog
 
+from market_pipeline.orchestration.quiet_log import QuietLog
 from market_pipeline.orchestration.run_log import HIDDEN, LEVELS
 
 MOST_WAITING = 200
@@ -24,7 +25,7 @@ class LogRelay:
     """
 
     def __init__(self, log: Any) -> None:
-        self._log = log
+        self._log = QuietLog(log)
         self._waiting: deque[tuple[int, str]] = deque(maxlen=MOST_WAITING)
         self._before: dict[str, Any] = {}
         self._minute, self._lines = 0, 0
@@ -48,9 +49,7 @@ class LogRelay:
             self._minute, self._lines = minute, 0
         while self._waiting and self._lines < LINES_A_MINUTE:
             level, text = self._waiting.popleft()
-            try:
-                self._log.log(level, text)
-            except Exception:  # the log is in Dagster's storage: the line is in the process's stdout as well
+            if not self._log.log(level, text):
                 self.dropped += 1
                 return
             self._lines += 1

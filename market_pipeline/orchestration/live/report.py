@@ -21,6 +21,7 @@ from market_pipeline.orchestration.checks.scope import midnight
 from market_pipeline.orchestration.event_metadata import PARTIAL, Metadata, frame_table
 from market_pipeline.orchestration.live.judge import live_evaluations
 from market_pipeline.orchestration.partitions import BarPartitions, materialization, partition_key, sunday_of
+from market_pipeline.orchestration.quiet_log import QuietLog
 from market_pipeline.orchestration.resources import BusResource, StoresResource
 from market_pipeline.settings import Settings
 
@@ -56,6 +57,7 @@ class LiveReporter:
         self._stores, self._bus = stores, bus
         self.instruments = list(instruments)
         self._context, self._settings, self._partitions = context, settings, partitions
+        self._log = QuietLog(context.log)
         self._health: list[ServiceHealth] = []
         self._day = datetime.now(UTC).date()
         self._reported_at: float | None = None
@@ -82,9 +84,9 @@ class LiveReporter:
             elif self._failing and now - self._judged_at >= JUDGE_AGAIN_S:
                 self._judge(today, everything=False)
         except StoreError as error:  # shown by the services' own health as well
-            self._context.log.warning(f"today's partitions are not reported: {error}")
+            self._log.warning(f"today's partitions are not reported: {error}")
         except Exception as error:  # Dagster's storage may be away: its errors are its own
-            self._context.log.warning(f"not reported: {type(error).__name__}: {error}")
+            self._log.warning(f"not reported: {type(error).__name__}: {error}")
 
     def close(self) -> None:
         """Report once more at the end."""
@@ -100,10 +102,10 @@ class LiveReporter:
         problems = "; ".join(f"{each.name}: {text}" for each in self._health for text in each.problems)
         if problems != self._problems and now - self._said_at > 5:
             self._problems = problems
-            self._context.log.warning(problems) if problems else self._context.log.info("every service is healthy")
+            self._log.warning(problems) if problems else self._log.info("every service is healthy")
         if now - self._said_at >= SAY_EVERY_S:
             self._said_at = now
-            self._context.log.info(
+            self._log.info(
                 "; ".join(_headline(each) for each in self._health if each.facts) or "the services are starting"
             )
 
@@ -168,8 +170,8 @@ class LiveReporter:
         expected = sum(len(calendar(i.calendar).expected_minutes(start, max(start, due))) for i in members)
         missing = max(0, expected - int(minutes["due_rows"].sum()))
         key = partition_key(day, partition)
-        self._log(TICKS, key, {**self._tick_facts(minutes), **shared})
-        self._log(
+        self._event(TICKS, key, {**self._tick_facts(minutes), **shared})
+        self._event(
             MINUTES,
             key,
             {
@@ -185,7 +187,7 @@ class LiveReporter:
             rows = own.filter(pl.col("timeframe") == code)
             if rows.height:
                 at = partition_key(sunday_of(day), partition) if code == WEEKLY else key
-                self._log(bars_key(code), at, {**_row_facts(rows), **shared})
+                self._event(bars_key(code), at, {**_row_facts(rows), **shared})
 
     def _tick_facts(self, minutes: pl.DataFrame) -> Metadata:
         services = pl.DataFrame(
@@ -201,7 +203,7 @@ class LiveReporter:
             "services": frame_table(services),
         }
 
-    def _log(self, asset: dg.AssetKey, key: str, metadata: Mapping[str, Any]) -> None:
+    def _event(self, asset: dg.AssetKey, key: str, metadata: Mapping[str, Any]) -> None:
         self._context.log_event(materialization(asset, key, metadata))
 
 

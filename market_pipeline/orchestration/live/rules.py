@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 BEAT_TAG = "market_pipeline/live_beat"
 """Run tag with the epoch seconds of the last sign of life."""
@@ -14,6 +14,8 @@ STALE_S = 20.0
 QUICK_S = 60.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 15.0, 300.0
 SENSOR_EVERY_S = 5
+LONGEST_GAP_S = 2.0 * SENSOR_EVERY_S
+"""Between two looks no more than this counts as silence of a run: the storage may have been away for the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,18 +31,23 @@ class LiveRun:
 
 @dataclass(frozen=True, slots=True)
 class SensorState:
-    """What the sensor remembers: runs launched so far, its last look, and since when it looks without a break."""
+    """What the sensor remembers: runs launched so far, its last look, and of each run its last beat and its silence.
+
+    silences: by run id the epoch seconds of the last beat, and the seconds of silence that were seen since.
+    """
 
     launches: int = 0
     looked: float = 0.0
-    looks_since: float = 0.0
+    silences: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     @staticmethod
     def read(cursor: str | None) -> SensorState:
         """Read a cursor; anything else than our own begins anew."""
         try:
-            return SensorState(**json.loads(cursor or "{}"))
-        except (ValueError, TypeError):
+            read = SensorState(**json.loads(cursor or "{}"))
+            silences = {run_id: (float(beat), float(seconds)) for run_id, (beat, seconds) in read.silences.items()}
+            return replace(read, silences=silences)
+        except (ValueError, TypeError, AttributeError):
             return SensorState()
 
     def text(self) -> str:
@@ -61,20 +68,26 @@ class Decision:
 def decide(running: Sequence[LiveRun], finished: Sequence[LiveRun], state: SensorState, now: float) -> Decision:
     """Decide about runs in progress (`running`) and those that ended last (`finished`, newest first).
 
-    Beats that were missed while the storage was down do not count: the sensor could not look then either, so a run is
-    dead only when it has been silent for STALE_S of uninterrupted looking.
+    Beats that were missed while the storage was away do not count: the sensor could not look then either, so of the
+    time between two looks no more than LONGEST_GAP_S is silence, and a run is dead after more than STALE_S of it.
     """
-    broken = now - state.looked > STALE_S
-    since = now if broken else state.looks_since
-    state = replace(state, looked=now, looks_since=since)
+    gap = now - state.looked
     dead: list[str] = []
     alive: list[str] = []
+    silences: dict[str, tuple[float, float]] = {}
     for run in running:
-        silent = now - max(run.beat or run.started or now, since)
+        beat = run.beat or run.started or now
+        known, silent = state.silences.get(run.run_id, (None, 0.0))
+        if known == beat:
+            silent += min(gap, LONGEST_GAP_S)
+        else:
+            silent = now - beat if gap <= LONGEST_GAP_S else min(now - beat, LONGEST_GAP_S)
         if run.status == "STARTED" and silent > STALE_S:
             dead.append(run.run_id)
         else:
+            silences[run.run_id] = (beat, silent)
             alive.append(_described(run, now))
+    state = replace(state, looked=now, silences=silences)
     if alive:
         return Decision(tuple(dead), False, "; ".join(alive), state)
     if not dead and (pause := _pause(finished, now)) > 0:
