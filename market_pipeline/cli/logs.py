@@ -9,13 +9,13 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def log_to_stderr() -> Iterator[None]:
-    """Keep the standard output for what was asked for: of the log only warnings are shown, on the other one."""
+def log_to_stderr(level: int = logging.WARNING) -> Iterator[None]:
+    """Keep the standard output for what was asked for: of the log what has at least `level` goes to the other one."""
     import structlog
 
     before = structlog.get_config()
     structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     try:

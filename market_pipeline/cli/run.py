@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 from pathlib import Path
@@ -53,7 +54,8 @@ def run(
 
     settings = load_settings(_home(home))
     chosen = build_services(settings, [] if ALL in names else names)
-    asyncio.run(_run(LiveSupervisor(settings, chosen)))
+    with log_to_stderr(logging.INFO):
+        asyncio.run(_run(LiveSupervisor(settings, chosen)))
 
 
 def services(

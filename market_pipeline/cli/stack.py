@@ -135,7 +135,7 @@ def doctor(home: HomeOption = DEFAULT_HOME) -> None:
     console = _console()
     table = Table("check", "verdict", "seen", "what to do", box=SIMPLE_HEAD, pad_edge=False)
     wrong = 0
-    with console.status("checking"):
+    with log_to_stderr(), console.status("checking"):
         for check in examine(Home.at(home)):
             table.add_row(check.name, _VERDICTS[check.verdict], check.seen, check.advice)
             wrong += check.verdict == "wrong"
