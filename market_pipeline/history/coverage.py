@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 
 import polars as pl
 
 from market_pipeline.history.reports import DAY_SCHEMA
 from market_pipeline.history.runtime import Runtime
-from market_pipeline.history.wanted import Interval
+from market_pipeline.history.wanted import Interval, midnight
 from market_pipeline.market.gaps import classify, lacking_minutes, runs
 from market_pipeline.market.instruments import Instrument
 from market_pipeline.market.sessions import calendar
 from market_pipeline.market.timeframes import ceil
 from market_pipeline.settings import HistorySettings
+from market_pipeline.stores.bars import BarStore
+
+MINUTE = timedelta(minutes=1)
 
 
 def account_days(
@@ -54,21 +57,28 @@ def account_days(
             attempts_to_confirm=rt.settings.history.gap_attempts,
             now=now,
         )
-    frame = pl.concat(days) if days else pl.DataFrame(schema=DAY_SCHEMA)
-    settled = now - rt.settings.history.settle
-    frame = (
-        frame.group_by("date", maintain_order=True)
-        .agg(pl.col("rows", "expected", "missing").sum())
-        .with_columns(
-            partial=pl.col("date").cast(pl.Datetime("ms")).dt.replace_time_zone("UTC") + timedelta(days=1) > settled
-        )
-        .select(pl.col(name).cast(dtype) for name, dtype in DAY_SCHEMA.items())
-        .sort("date")
-    )
+    frame = _days(days, now - rt.settings.history.settle)
     return frame, gaps_within(rt.gaps.table([instrument.key]), [*answered, *unanswered])
 
 
-MINUTE = timedelta(minutes=1)
+def whole_days(
+    bars: BarStore,
+    instrument: Instrument,
+    ranges: Sequence[tuple[date, date]],
+    settings: HistorySettings,
+    now: datetime,
+) -> pl.DataFrame:
+    """Return what whole UTC days hold (DAY_SCHEMA), however little of them a run asked for; `ranges` end exclusive."""
+    due = due_until(now, settings)
+    rules = calendar(instrument.calendar)
+    days: list[pl.DataFrame] = []
+    for first, last in ranges:
+        start, end = midnight(first), midnight(last)
+        present = bars.winners(instrument.key, "1m", start, end, ["ts", "complete"])
+        until = max(start, min(end, due))
+        missing, _ = lacking_minutes(present, rules, start, until)
+        days.append(_by_day(start, end, present["ts"], rules.expected_minutes(start, until), missing))
+    return _days(days, now - settings.settle)
 
 
 def due_until(now: datetime, settings: HistorySettings) -> datetime:
@@ -84,6 +94,20 @@ def gaps_within(gaps: pl.DataFrame, intervals: Sequence[Interval]) -> pl.DataFra
         pl.lit(False), *((pl.col("start_ts") >= start) & (pl.col("start_ts") < end) for start, end in intervals)
     )
     return gaps.filter(inside)
+
+
+def _days(counted: Sequence[pl.DataFrame], settled: datetime) -> pl.DataFrame:
+    """Join counts of intervals into one row a day (DAY_SCHEMA); a day is partial unless it was over at `settled`."""
+    frame = pl.concat(counted) if counted else pl.DataFrame(schema=DAY_SCHEMA)
+    return (
+        frame.group_by("date", maintain_order=True)
+        .agg(pl.col("rows", "expected", "missing").sum())
+        .with_columns(
+            partial=pl.col("date").cast(pl.Datetime("ms")).dt.replace_time_zone("UTC") + timedelta(days=1) > settled
+        )
+        .select(pl.col(name).cast(dtype) for name, dtype in DAY_SCHEMA.items())
+        .sort("date")
+    )
 
 
 def _by_day(start: object, end: object, present: pl.Series, expected: pl.Series, missing: pl.Series) -> pl.DataFrame:

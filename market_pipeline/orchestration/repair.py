@@ -23,6 +23,7 @@ from market_pipeline.orchestration.resources import BusResource, StoresResource,
 from market_pipeline.orchestration.run_identity import root_run_id
 from market_pipeline.orchestration.run_log import service_log
 from market_pipeline.orchestration.wanted import ranges_of
+from market_pipeline.orchestration.whole_days import of_whole_days
 from market_pipeline.settings import HistorySettings
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def build_repair_job(partitions: BarPartitions) -> dg.JobDefinition:
             with stores.open() as opened:
                 repaired = opened.gaps.table(partitions.instruments.keys, states=("repaired",))
                 changed = repaired_days(repaired, started)
-                for event in repair_events(report, changed, partitions, settings.history):
+                for event in repair_events(report, changed, partitions, settings.history, opened):
                     context.log_event(event)
                 for evaluation in _evaluations(opened, changed, partitions, settings.history):
                     # log_event takes evaluations too; its annotation does not say so
@@ -112,7 +113,11 @@ def repaired_days(repaired: pl.DataFrame, since_ns: int) -> dict[str, list[date]
 
 
 def repair_events(
-    report: "RepairReport", changed: dict[str, list[date]], partitions: BarPartitions, settings: HistorySettings
+    report: "RepairReport",
+    changed: dict[str, list[date]],
+    partitions: BarPartitions,
+    settings: HistorySettings,
+    stores: "Stores",
 ) -> list[dg.AssetMaterialization | dg.AssetObservation]:
     """Return a materialization for each partition that the repair changed, or observations when they are many.
 
@@ -131,14 +136,15 @@ def repair_events(
             schema={"symbol": pl.String, "days": pl.Int64},
         )
         return [dg.AssetObservation(asset, metadata={"repaired": frame_table(table)}) for asset in assets]
-    by = {"by": REPAIR_GAPS}
+    by, now = {"by": REPAIR_GAPS}, datetime.now(UTC)
+    report = of_whole_days(report, changed, stores, instruments, settings, now)
     events: list[dg.AssetMaterialization | dg.AssetObservation] = []
     for key, metadata in minutes_metadata(daily, report.load, instruments).items():
         events.append(materialization(MINUTES, key, {**metadata, **by}))
     for code in (*DAILY_DERIVED, WEEKLY):
         keys = weekly if code == WEEKLY else daily
         for key, metadata in derived_metadata(
-            keys, code, report.derived, instruments, now=datetime.now(UTC), settle=settings.settle
+            keys, code, report.derived, instruments, now=now, settle=settings.settle
         ).items():
             events.append(materialization(bars_key(code), key, {**metadata, **by}))
     return events

@@ -77,6 +77,21 @@ class Platform:
         )
         return str(found["runsOrError"]["results"][0]["runId"])
 
+    def row_counts(self, run: str, asset: str) -> dict[str, int]:
+        """Return by partition the rows that the run's materializations of an asset tell of."""
+        found = self.room.query(
+            "query($id: ID!) { runOrError(runId: $id) { ... on Run { assetMaterializations "
+            "{ partition assetKey { path } metadataEntries { label ... on IntMetadataEntry { intValue } } } } } }",
+            id=run,
+        )
+        return {
+            event["partition"]: entry["intValue"]
+            for event in found["runOrError"]["assetMaterializations"]
+            if event["assetKey"]["path"] == [asset]
+            for entry in event["metadataEntries"]
+            if entry["label"] == "dagster/partition_row_count"
+        }
+
 
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
@@ -149,6 +164,9 @@ def test_a_hole_turns_the_check_red_and_the_job_repairs_exactly_it(backfilled: P
         f"SELECT sum(new_rows) AS n FROM ingest_batches WHERE run_id = '{run}' AND timeframe = '1m'"
     )
     assert written["n"][0] == 95
+    # The repair asked for 95 minutes; its event says what the day holds.
+    day = minutes.filter(pl.col("ts").dt.date() == date(2024, 3, 13)).height
+    assert backfilled.row_counts(run, "bars_1m") == {"2024-03-13|USDCHF": day}
     verdict = backfilled.check("gaps")
     assert verdict.status == "SUCCEEDED" or verdict.severity == "WARN", verdict
 
@@ -162,19 +180,9 @@ def test_a_range_launched_from_a_terminal_says_what_it_did(backfilled: Platform)
     assert launched.returncode == 0, launched.stderr
     run = backfilled.newest_run("load_history")
     assert backfilled.room.wait([run], timeout=120) == {run: "SUCCESS"}
-    found = backfilled.room.query(
-        "query($id: ID!) { runOrError(runId: $id) { ... on Run { assetMaterializations "
-        "{ partition assetKey { path } metadataEntries { label ... on IntMetadataEntry { intValue } } } } } }",
-        id=run,
-    )
-    minutes = {
-        event["partition"]: {entry["label"]: entry.get("intValue") for entry in event["metadataEntries"]}
-        for event in found["runOrError"]["assetMaterializations"]
-        if event["assetKey"]["path"] == ["bars_1m"]
-    }
+    minutes = backfilled.row_counts(run, "bars_1m")
     assert sorted(minutes) == ["2024-03-11|EURUSD", "2024-03-12|EURUSD"]
-    rows = sum(entries["dagster/partition_row_count"] for entries in minutes.values())
-    assert rows == truth("C:EURUSD", [(date(2024, 3, 11), date(2024, 3, 13))]).height
+    assert sum(minutes.values()) == truth("C:EURUSD", [(date(2024, 3, 11), date(2024, 3, 13))]).height
 
 
 def test_live_minutes_are_reconciled_from_a_terminal(platform: Platform) -> None:

@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from market_pipeline.errors import RangeNotLoaded, VendorAuthError
+from market_pipeline.market.bars import BAR_SCHEMA, TS
 from market_pipeline.orchestration.assets.derived import DAILY_DERIVED, bars_key
 from market_pipeline.orchestration.assets.minutes import MINUTES
 from market_pipeline.orchestration.jobs import range_tags
@@ -217,6 +218,17 @@ def test_repair_reports_what_it_mended_and_judges_the_gaps(
         schema=LEDGER_SCHEMA,
         orient="row",
     )
+    # 1,438 of the day's minutes are there, and one hour; the repair itself asked for twenty minutes
+    day = datetime(2024, 3, 4, tzinfo=UTC)
+    opens = pl.Series("ts", [day + timedelta(minutes=n) for n in range(1440) if n not in (7, 8)]).cast(TS)
+    for code, ts in (("1m", opens), ("1h", opens[:1])):
+        prices = dict.fromkeys(("open", "high", "low", "close", "vwap", "volume"), 1.0)
+        bars = {"symbol": "EURUSD", "timeframe": code, "ts": ts, **prices, "trades": 1, "complete": True}
+        stored.frames[("EURUSD", code)] = (
+            pl.DataFrame(bars)
+            .with_columns(pl.lit(None, dtype).alias(name) for name, dtype in BAR_SCHEMA.items() if name not in bars)
+            .select(pl.col(name).cast(dtype) for name, dtype in BAR_SCHEMA.items())
+        )
     config = {"ops": {"repair": {"config": {"symbols": ["EUR/USD"]}}}}
     assert run(defs, instance, "repair_gaps", run_config=config).success
     assert calls.repairs[0]["symbols"] == ["EUR/USD"]
@@ -224,6 +236,14 @@ def test_repair_reports_what_it_mended_and_judges_the_gaps(
         found = events(instance, asset)
         assert set(found) == {"2024-03-04|EURUSD", "2024-03-05|EURUSD"}
         assert values(found["2024-03-04|EURUSD"])["by"] == "repair_gaps"
+    whole = values(events(instance, MINUTES)["2024-03-04|EURUSD"])
+    assert (whole["dagster/partition_row_count"], whole["expected minutes"], whole["missing minutes"]) == (
+        1438,
+        1440,
+        2,
+    )
+    hours = values(events(instance, bars_key("1h"))["2024-03-04|EURUSD"])
+    assert (hours["dagster/partition_row_count"], hours["complete bars"]) == (1, 1)
     assert set(events(instance, bars_key("1w"))) == {"2024-03-03|EURUSD"}
     assert check_status(instance, MINUTES, "gaps") == "SUCCEEDED"
 
