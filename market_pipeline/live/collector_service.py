@@ -19,6 +19,8 @@ from market_pipeline.settings import Settings
 from market_pipeline.vendors.polygon.auth import BearerKey
 from market_pipeline.vendors.polygon.stream import MARKETS, stream_url
 
+MOST_NAMES = 20
+
 
 class CollectorService:
     """Collect live ticks of some instruments into TICKS for as long as it runs (a `LiveService`)."""
@@ -103,8 +105,9 @@ class CollectorService:
         """Return the state of now.
 
         Facts: ticks, batches, heartbeats, queue, queue_limit, dropped, stuck_s, losses, losses_waiting, lost_{cause},
-        gaps (symbols whose events are being lost), epoch, collector_id, connections (to NATS, so far) and of each
-        market {market}_connected, _frames, _ticks, _connects, _unreadable_frames, _bad_events and _frame_age_s.
+        gaps (symbols whose events are being lost), mute (the names of symbols of which nothing comes, 20 at most),
+        epoch, collector_id, connections (to NATS, so far) and of each market {market}_connected, _frames, _ticks,
+        _connects, _unreadable_frames, _bad_events and _frame_age_s.
         Those of the spool are named spool_… and breaker_publish…. Counters begin anew with a term of the lease.
         """
         known = self._collector.health() if self._collector is not None else None
@@ -135,6 +138,8 @@ def collector_facts(health: CollectorHealth) -> dict[str, Fact]:
     }
     facts |= health.spool
     facts["gaps"] = len(health.gaps)
+    if mute := [symbol for stream in health.streams for symbol in stream.mute]:
+        facts["mute"] = ", ".join(mute[:MOST_NAMES])
     facts["losses"] = sum(health.losses.values())
     facts |= {f"lost_{cause}": count for cause, count in health.losses.items()}
     for stream in health.streams:

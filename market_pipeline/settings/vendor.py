@@ -61,6 +61,8 @@ class StreamSettings(Section):
     url: ws or wss address of the vendor's streams; empty: derived from `vendor.base_url`.
     separator: between the currencies of a pair when subscribing; both are understood in what arrives.
     silence_s: without data for so long, in market hours, a connection is given up.
+    mute_s: a symbol of which nothing came for so long after its subscription, in market hours, while others of the
+        connection sent, is named as mute: the vendor acknowledges tickers that it does not know.
     cooldown_s: after the vendor said that the key has a connection already.
     stable_s: life of a connection after which the pauses between attempts begin small again.
     queue: ticks that wait in memory at most; more are dropped, counted, and their interval is recorded as lost.
@@ -72,6 +74,7 @@ class StreamSettings(Section):
     url: str = ""
     separator: Literal["/", "-"] = "/"
     silence_s: float = Field(default=20.0, gt=0)
+    mute_s: float = Field(default=120.0, gt=0)
     cooldown_s: float = Field(default=60.0, ge=0)
     stable_s: float = Field(default=10.0, ge=0)
     handshake_timeout_s: float = Field(default=10.0, gt=0)

@@ -20,7 +20,8 @@ State = Literal["standby", "running", "stopped"]
 class StreamHealth:
     """The state of one market's connection; ages in seconds.
 
-    refused: the vendor's words when it refuses the key. clock_error_s: how far this machine's clock is ahead of the
+    refused: the vendor's words when it refuses the key. mute: symbols that are acknowledged and of which nothing came.
+    clock_error_s: how far this machine's clock is ahead of the
     vendor's, or behind.
     """
 
@@ -37,6 +38,7 @@ class StreamHealth:
     unreadable_frames: int
     acks_missing: tuple[str, ...]
     refused: str = ""
+    mute: tuple[str, ...] = ()
     clock_error_s: float = 0.0
 
 
@@ -73,7 +75,7 @@ class CollectorHealth:
         return not self.problems
 
 
-def stream_health(stream: PolygonStream, market_open: bool, refused: str) -> StreamHealth:
+def stream_health(stream: PolygonStream, market_open: bool, refused: str, mute: tuple[str, ...] = ()) -> StreamHealth:
     """Return the state of a market's connection."""
     counters = stream.counters
     return StreamHealth(
@@ -90,6 +92,7 @@ def stream_health(stream: PolygonStream, market_open: bool, refused: str) -> Str
         unreadable_frames=counters.unreadable,
         acks_missing=tuple(sorted(stream.unacknowledged)),
         refused=refused,
+        mute=mute,
         clock_error_s=stream.clock_error_ms / 1000,
     )
 
@@ -123,6 +126,9 @@ def problems_of(
         elif each.connected and each.acks_missing:
             shown = ", ".join(each.acks_missing[:5])
             problems.append(f"{each.market}: {len(each.acks_missing)} subscriptions not acknowledged: {shown}")
+        if each.mute:
+            shown = ", ".join(each.mute[:5])
+            problems.append(f"{each.market}: {len(each.mute)} symbols mute since they were subscribed: {shown}")
     error_s = max((each.clock_error_s for each in streams), key=abs, default=0.0)
     if abs(error_s) > CLOCK_ERROR_S:
         way = "ahead of" if error_s > 0 else "behind"

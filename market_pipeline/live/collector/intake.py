@@ -57,12 +57,12 @@ class Intake:
     def opened(self, stream: PolygonStream) -> None:
         """A connection is open; nothing is proven before a subscription is acknowledged."""
         for lane in self._lanes_of(stream):
-            lane.stream, lane.acknowledged = stream, False
+            lane.stream, lane.acknowledged, lane.heard = stream, False, False
 
     def subscribed(self, symbol: str, at_ms: int) -> None:
         """A symbol's stream has begun."""
         lane = self.lanes[symbol]
-        lane.acknowledged = True
+        lane.acknowledged, lane.acknowledged_at = True, time.monotonic()
         if not self._full():
             self._begin(lane, at_ms)
 
@@ -70,6 +70,7 @@ class Intake:
         """Keep ticks, or drop them where there is no room."""
         for tick in ticks:
             lane = self.lanes[tick.symbol]
+            lane.heard = True
             if self._full():
                 self._drop(lane, tick)
                 continue
@@ -132,6 +133,20 @@ class Intake:
             return None
         session.told = True
         return session
+
+    def mute(self, stream: PolygonStream, after_s: float, is_open: Callable[[Lane], bool]) -> tuple[str, ...]:
+        """Return the symbols of an open market of which nothing came for so long after they were acknowledged.
+
+        None where all are mute: then it is the connection, and the silence watch gives it up.
+        """
+        lanes, since = self._lanes_of(stream), time.monotonic() - after_s
+        if not any(lane.heard for lane in lanes):
+            return ()
+        return tuple(
+            lane.symbol
+            for lane in lanes
+            if lane.acknowledged and not lane.heard and lane.acknowledged_at <= since and is_open(lane)
+        )
 
     @property
     def gaps(self) -> dict[str, Gap]:

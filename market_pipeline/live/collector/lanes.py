@@ -40,8 +40,9 @@ class Gap:
 class Lane:
     """Hold one symbol's state during one term of the lease.
 
-    sent_at: monotonic time of the last batch. batches: made so far, each of which is published or ends the term: a
-    number is missing for consumers only where one was lost on its way. dropped: counts overflow.
+    acknowledged_at: monotonic time since which the subscription is known to run. heard: a tick came since the
+    connection opened. sent_at: monotonic time of the last batch. batches: made so far, each of which is published or
+    ends the term: a number is missing for consumers only where one was lost on its way. dropped: counts overflow.
     """
 
     symbol: str
@@ -49,6 +50,8 @@ class Lane:
     primary_kind: str
     stream: PolygonStream | None = None
     acknowledged: bool = False
+    acknowledged_at: float = 0.0
+    heard: bool = False
     session: Session | None = None
     gap: Gap | None = None
     pending: deque[tuple[Session, StreamTick]] = field(default_factory=deque)

@@ -108,11 +108,16 @@ class Collector:
 
     def health(self) -> CollectorHealth:
         """Return the state of now."""
+        lanes, intake = self._lanes, self._intake
         streams = tuple(
-            stream_health(each, self._market_open(each.topics.market), self._refused.get(each.topics.market, ""))
+            stream_health(
+                each,
+                self._market_open(each.topics.market),
+                self._refused.get(each.topics.market, ""),
+                intake.mute(each, self._settings.stream.mute_s, self._has_been_open),
+            )
             for each in self._streams
         )
-        lanes, intake = self._lanes, self._intake
         return CollectorHealth(
             state=self._state,
             problems=(
@@ -251,6 +256,11 @@ class Collector:
         calendars = {each.calendar for each in self._instruments if MARKETS[each.asset_class] == market}
         at_ms = self._clock()
         return any(self._hours_of(name).is_open(at_ms) for name in calendars)
+
+    def _has_been_open(self, lane: Lane) -> bool:
+        """Say whether a symbol's market has been open for as long as a symbol may be mute."""
+        hours, at_ms = self._hours_of(lane.calendar), self._clock()
+        return hours.is_open(at_ms) and hours.is_open(at_ms - round(self._settings.stream.mute_s * 1000))
 
     def _hours_of(self, name: str) -> MarketHours:
         if name not in self._hours:
