@@ -391,12 +391,17 @@ async def test_an_outage_of_nats_is_no_silence_of_a_symbol(bench: Bench, server:
 async def test_a_full_stream_of_bars_is_waited_for(bench: Bench) -> None:
     config = (await bench.bus.js.stream_info(LIVE)).config
     await bench.bus.js.update_stream(config.evolve(max_bytes=1024))
-    async with bench.running() as aggregator:
+    async with bench.running(unhealthy_after_s=1.0) as aggregator:
         await bench.send([(T0, 1.0, 1.0)], alive=T0 + MINUTE)
         await eventually(lambda: aggregator.health().unpublished > 0 and aggregator._said)
+        await eventually(lambda: not aggregator.health().healthy)
+        stuck = aggregator.health()
+        assert stuck.stuck_s > 1.0
+        assert [problem for problem in stuck.problems if "of bars wait without progress" in problem]
         await bench.bus.js.update_stream(config)
         await bench.until(lambda frame: frame.height == 1)
         await eventually(lambda: aggregator.health().unpublished == 0)
+        await eventually(lambda: aggregator.health().healthy)
 
 
 def test_waiting_without_progress_is_a_problem() -> None:

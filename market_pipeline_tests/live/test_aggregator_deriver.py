@@ -19,6 +19,7 @@ from pydantic import SecretStr
 
 from market_pipeline.bus.streams import LIVE
 from market_pipeline.live.aggregator import LiveDeriver
+from market_pipeline.live.aggregator import deriver as deriver_module
 from market_pipeline.live.aggregator.touched import Touched, intervals
 from market_pipeline.live.bridge import BridgeWorker
 from market_pipeline.local.clickhouse import process
@@ -28,7 +29,7 @@ from market_pipeline.market.timeframes import DERIVED, timeframe
 from market_pipeline.settings import ClickHouseSettings, Settings
 from market_pipeline.stores import Stores, open_stores
 from market_pipeline.stores.seconds import AllBarStore
-from market_pipeline_tests.live.aggregating import EUR, MINUTE, T0, Bench, at, open_bench
+from market_pipeline_tests.live.aggregating import EUR, MINUTE, T0, Bench, at, eventually, open_bench
 from market_pipeline_tests.servers import NatsProcess
 
 
@@ -71,20 +72,24 @@ async def running(bench: Bench, settings: Settings, deriver: LiveDeriver) -> Asy
                 await asyncio.wait_for(asyncio.gather(*tasks), 20)
 
 
+def settings_of(home: Path, nats: NatsProcess, clickhouse: ServerProcess) -> Settings:
+    return Settings(
+        home=home,
+        nats=nats.settings,
+        clickhouse=ClickHouseSettings(
+            host=clickhouse.host,
+            port=clickhouse.port,
+            user=clickhouse.user,
+            password=SecretStr(clickhouse.password),
+            database=f"market_{secrets.token_hex(4)}",
+        ),
+    )
+
+
 @pytest.fixture
 async def live(tmp_path: Path, clickhouse: ServerProcess) -> AsyncIterator[Live]:
     with NatsProcess() as nats:
-        settings = Settings(
-            home=tmp_path,
-            nats=nats.settings,
-            clickhouse=ClickHouseSettings(
-                host=clickhouse.host,
-                port=clickhouse.port,
-                user=clickhouse.user,
-                password=SecretStr(clickhouse.password),
-                database=f"market_{secrets.token_hex(4)}",
-            ),
-        )
+        settings = settings_of(tmp_path, nats, clickhouse)
         deriver = LiveDeriver(settings, [EUR], run_id="live-1", look_back=timedelta(minutes=1))
         async with open_bench(nats) as bench, running(bench, settings, deriver) as started:
             yield started
@@ -125,6 +130,28 @@ async def test_minutes_from_ticks_become_every_coarser_bar_and_a_late_tick_deriv
 # ------------------------------------------------------------------------------------------------- bookkeeping
 
 NOON = datetime(2024, 3, 4, 12, tzinfo=UTC)
+
+
+async def test_windows_that_cannot_be_derived_for_long_are_a_problem(
+    tmp_path: Path, clickhouse: ServerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deriver_module, "STUCK_AFTER_S", 1.0)
+    monkeypatch.setattr(deriver_module, "AGAIN_S", 0.1)
+    with NatsProcess() as nats:
+        settings = settings_of(tmp_path, nats, clickhouse)
+        deriver = LiveDeriver(settings, [EUR], run_id="live-1", look_back=timedelta(hours=1))
+        stop = asyncio.Event()
+        nats.kill()
+        task = asyncio.create_task(deriver.run(stop))
+        try:
+            await eventually(lambda: not deriver.health().healthy and deriver.health().due > 0)
+            await eventually(lambda: "windows wait, the oldest for" in " ".join(deriver.health().problems))
+            assert deriver.health().problems[0].startswith(f"{deriver.health().due} windows wait")
+            nats.start()
+            await eventually(lambda: deriver.health().healthy and deriver.health().due == 0, 30.0)
+        finally:
+            stop.set()
+            await asyncio.wait_for(task, 20)
 
 
 def test_a_window_is_due_when_it_is_over_and_its_last_minute_had_the_time_to_come() -> None:

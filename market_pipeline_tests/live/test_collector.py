@@ -380,6 +380,40 @@ async def test_input_without_progress_is_unhealthy(server: NatsProcess, vendor: 
         await until(lambda: world.collector.health().healthy)
 
 
+async def test_one_symbol_that_is_stuck_is_named_although_the_others_go_on(
+    server: NatsProcess, vendor: StreamVendor
+) -> None:
+    class Stuck(Outlet):
+        async def publish(self, batch: EncodedTicks) -> None:
+            if batch.headers.symbol == "BTCUSD":
+                await super().publish(batch)
+
+    outlet, live = Stuck(), LiveSettings(unhealthy_after_s=0.3)
+    async with collecting(server, vendor, options={"outlet": outlet}, live=live) as world:
+        connection = await vendor.subscribed()
+        await connection.send(trade(1), trade(1, "ETH-USD"))
+        await until(lambda: world.collector.health().ticks == 2)
+        outlet.open.clear()
+        number = 2
+
+        async def stuck() -> bool:
+            nonlocal number
+            number += 1
+            await connection.send(trade(number), trade(number, "ETH-USD"))
+            await asyncio.sleep(0.02)
+            return any("without progress" in problem for problem in world.collector.health().problems)
+
+        async with asyncio.timeout(10):
+            while not await stuck():
+                pass
+        (problem,) = world.collector.health().problems
+        assert problem.endswith(": BTCUSD"), "ETHUSD goes on"
+        assert world.collector.health().stuck_s > 0.3
+        outlet.open.set()
+        await until(lambda: world.collector.health().healthy)
+        await until(lambda: world.collector.health().stuck_s == 0.0, "nothing waits any more")
+
+
 async def test_losses_wait_for_a_store_that_is_away(server: NatsProcess, vendor: StreamVendor) -> None:
     class Sink:
         away = True

@@ -116,7 +116,9 @@ async def test_input_without_output_is_unhealthy_and_shown(server: NatsProcess, 
         await eventually(lambda: service.health().healthy)
         server.pause()
         await connection.send(trade(1))
-        await eventually(lambda: any("1 ticks wait" in problem for problem in service.health().problems))
+        await eventually(
+            lambda: any("without progress" in problem and "BTCUSD" in problem for problem in service.health().problems)
+        )
         assert fact(service, "queue") == 1
         server.resume()
         await eventually(lambda: service.health().healthy and fact(service, "ticks") == 1)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Literal
 
 from market_pipeline.live.service import UNHEALTHY_AFTER_S
@@ -12,6 +13,7 @@ from market_pipeline.vendors.polygon.stream import PolygonStream
 
 AWAY_AFTER_S = 30.0
 CLOCK_ERROR_S = 2.0
+MOST_NAMES = 5
 
 State = Literal["standby", "running", "stopped"]
 
@@ -47,9 +49,9 @@ class CollectorHealth:
     """The state of a collector.
 
     problems: why it is not healthy, in words; empty when it is. state: `standby` while another holds the lease.
-    queue: ticks that wait or are being published, `queue_limit` at most; `stuck_s`: how long they wait without
-        progress. spool: facts of the spool and its breaker. losses: recorded by cause; `losses_waiting` are known but
-        not kept yet; `gaps`: symbols whose events are being lost now.
+    queue: ticks that wait or are being published, `queue_limit` at most; `stuck_s`: how long those of one symbol wait
+        without progress, at most. spool: facts of the spool and its breaker. losses: recorded by cause;
+        `losses_waiting` are known but not kept yet; `gaps`: symbols whose events are being lost now.
     """
 
     state: State
@@ -103,8 +105,7 @@ def problems_of(
     *,
     bus_connected: bool,
     lease_held: bool,
-    queue: int,
-    stuck_s: float,
+    waits_s: Mapping[str, float],
     losses_waiting: int,
     unhealthy_after_s: float = UNHEALTHY_AFTER_S,
 ) -> list[str]:
@@ -116,19 +117,20 @@ def problems_of(
         return problems
     if not lease_held:
         problems.append("the lease is not held")
-    if stuck_s > unhealthy_after_s:
-        problems.append(f"{queue} ticks wait without progress for {stuck_s:.0f} s")
+    if stuck := {symbol: seconds for symbol, seconds in waits_s.items() if seconds > unhealthy_after_s}:
+        problems.append(f"ticks wait without progress for {max(stuck.values()):.0f} s: {_shown(stuck)}")
     for each in streams:
         if each.refused:
             problems.append(f"{each.market}: {each.refused}")
         elif not each.connected and each.market_open and each.frame_age_s > AWAY_AFTER_S:
             problems.append(f"{each.market}: not connected for {each.frame_age_s:.0f} s")
         elif each.connected and each.acks_missing:
-            shown = ", ".join(each.acks_missing[:5])
-            problems.append(f"{each.market}: {len(each.acks_missing)} subscriptions not acknowledged: {shown}")
+            missing = each.acks_missing
+            problems.append(f"{each.market}: {len(missing)} subscriptions not acknowledged: {_shown(missing)}")
         if each.mute:
-            shown = ", ".join(each.mute[:5])
-            problems.append(f"{each.market}: {len(each.mute)} symbols mute since they were subscribed: {shown}")
+            problems.append(
+                f"{each.market}: {len(each.mute)} symbols mute since they were subscribed: {_shown(each.mute)}"
+            )
     error_s = max((each.clock_error_s for each in streams), key=abs, default=0.0)
     if abs(error_s) > CLOCK_ERROR_S:
         way = "ahead of" if error_s > 0 else "behind"
@@ -136,3 +138,8 @@ def problems_of(
     if losses_waiting:
         problems.append(f"{losses_waiting} losses are not recorded yet")
     return problems
+
+
+def _shown(names: Iterable[str]) -> str:
+    first = list(islice(names, MOST_NAMES + 1))
+    return ", ".join(first[:MOST_NAMES]) + (", …" if len(first) > MOST_NAMES else "")

@@ -45,7 +45,6 @@ class Intake:
         self.limit = limit
         self.size = 0
         self.dropped = 0
-        self.pending_since = time.monotonic()
         self.empty = asyncio.Event()
         self.empty.set()
         self._batch_ticks = batch_ticks
@@ -78,13 +77,14 @@ class Intake:
             if session is None:
                 continue
             if self.size == 0:
-                self.pending_since = time.monotonic()
                 self.empty.clear()
             self.size += 1
             session.told = True
             lane.pending.append((session, tick))
             if len(lane.pending) == 1:
                 lane.arrived.set()
+                if lane.waits_since is None:
+                    lane.waits_since = time.monotonic()
             if len(lane.pending) >= self._batch_ticks:
                 lane.full.set()
 

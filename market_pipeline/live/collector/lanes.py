@@ -41,7 +41,8 @@ class Lane:
     """Hold one symbol's state during one term of the lease.
 
     acknowledged_at: monotonic time since which the subscription is known to run. heard: a tick came since the
-    connection opened. sent_at: monotonic time of the last batch. batches: made so far, each of which is published or
+    connection opened. sent_at: monotonic time of the last batch. waits_since: monotonic time since which ticks wait or
+    are being published, and no batch has been; None where none do. batches: made so far, each of which is published or
     ends the term: a number is missing for consumers only where one was lost on its way. dropped: counts overflow.
     """
 
@@ -58,6 +59,7 @@ class Lane:
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     full: asyncio.Event = field(default_factory=asyncio.Event)
     sent_at: float = 0.0
+    waits_since: float | None = None
     batches: int = 0
     dropped: int = 0
 

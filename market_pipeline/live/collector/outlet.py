@@ -80,7 +80,6 @@ class Lanes:
         self._hours = hours
         self._collector_id = collector_id
         self._said = False
-        self.progress_at = time.monotonic()
         self.batches = self.ticks = self.heartbeats = 0
 
     async def run(self, lane: Lane) -> None:
@@ -112,12 +111,13 @@ class Lanes:
         """Wait until everything is published; False if it is not after so long."""
         return await _waited(self._intake.empty, seconds)
 
-    @property
-    def stuck_s(self) -> float:
-        """Seconds that ticks wait without progress; 0 when none wait."""
-        if not self._intake.size:
-            return 0.0
-        return time.monotonic() - max(self.progress_at, self._intake.pending_since)
+    def waits_s(self) -> dict[str, float]:
+        """Return the seconds that ticks wait without progress, by symbol; those first that wait the longest."""
+        now = time.monotonic()
+        waits = {
+            lane.symbol: now - lane.waits_since for lane in self._intake.lanes.values() if lane.waits_since is not None
+        }
+        return dict(sorted(waits.items(), key=lambda item: -item[1]))
 
     async def _publish(self, lane: Lane, session: Session, ticks: list[StreamTick]) -> None:
         """Publish, with the lease held, until it is kept: what cannot be waits in memory, bounded by the intake.
@@ -149,7 +149,8 @@ class Lanes:
         if self._said:
             self._said = False
             log.info("ticks_published_again", waiting=self._intake.size)
-        self.progress_at = lane.sent_at = time.monotonic()
+        lane.sent_at = time.monotonic()
+        lane.waits_since = lane.sent_at if lane.pending else None
 
 
 async def _waited(event: asyncio.Event, seconds: float) -> bool:

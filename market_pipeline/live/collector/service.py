@@ -109,6 +109,7 @@ class Collector:
     def health(self) -> CollectorHealth:
         """Return the state of now."""
         lanes, intake = self._lanes, self._intake
+        waits_s = lanes.waits_s()
         streams = tuple(
             stream_health(
                 each,
@@ -126,8 +127,7 @@ class Collector:
                     streams,
                     bus_connected=self._ticks.connected,
                     lease_held=self._lease.held,
-                    queue=intake.size,
-                    stuck_s=lanes.stuck_s,
+                    waits_s=waits_s,
                     losses_waiting=self._recorder.waiting,
                     unhealthy_after_s=self._settings.live.unhealthy_after_s,
                 ),
@@ -138,7 +138,7 @@ class Collector:
             streams=streams,
             queue=intake.size,
             queue_limit=intake.limit,
-            stuck_s=round(lanes.stuck_s, 3),
+            stuck_s=round(max(waits_s.values(), default=0.0), 3),
             batches=lanes.batches,
             ticks=lanes.ticks,
             heartbeats=lanes.heartbeats,
