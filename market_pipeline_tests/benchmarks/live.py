@@ -1,7 +1,8 @@
 """`make bench-live`: ticks a second through the whole live road, its latency, memory and processor time.
 
 `python -m market_pipeline_tests.benchmarks.live --rate 20000 --seconds 120`, and `--rate 5000` for the latency. The
-simulated vendor, NATS, PostgreSQL and ClickHouse run on the same machine. `--bare` times the bare script instead.
+simulated vendor, NATS, PostgreSQL and ClickHouse run on the same machine. `--layout bare` times a bare script instead.
+Exit code 1 where what is stored is not what was sent.
 """
 
 from __future__ import annotations
@@ -76,11 +77,22 @@ def main() -> None:
         instruments.write_text(_instruments(tickers))
         os.environ["MARKET_PIPELINE_INSTRUMENTS_FILE"] = str(instruments)
         with Stack(home, ("nats", "postgres", "clickhouse", "simulator"), die_with_parent=True) as stack:
-            measure(stack, tickers, options, console)
+            sent, stored = measure(stack, tickers, options, console)
+    end(sent, stored)
 
 
-def measure(stack: Stack, tickers: list[str], options: argparse.Namespace, console: Console) -> None:
-    """Start the live processes, load the vendor, and tell what came of it."""
+def end(sent: int, stored: int) -> None:
+    """Raise where not each tick is stored once: then the figures are of no worth.
+
+    Raises:
+        SystemExit: with exit code 1.
+    """
+    if stored != sent:
+        raise SystemExit(f"NOT EQUAL: {stored:,} rows are stored of {sent:,} that were sent")
+
+
+def measure(stack: Stack, tickers: list[str], options: argparse.Namespace, console: Console) -> tuple[int, int]:
+    """Start the live processes, load the vendor, and tell what came of it; return the ticks sent, and those stored."""
     settings, home = stack.settings, stack.home.root
     control = ControlClient(settings.vendor.base_url, read_secret(stack.home.secrets / SIMULATOR_CONTROL))
     bare = options.layout == "bare"
@@ -134,6 +146,7 @@ def measure(stack: Stack, tickers: list[str], options: argparse.Namespace, conso
         )
         _print_costs(console, meter, cpu, sent, seconds)
         _print_latency(console, settings, "bare_1s" if bare else "bars_1s")
+        return total, stored
     finally:
         for process in running.values():
             process.terminate()
