@@ -237,16 +237,16 @@ class IngestLedger:
             for percentile in ("p50", "p95", "p99", "max")
         }
 
-    def rows_stored(self, batch_ids: Iterable[int], timeframe: str) -> dict[int, int]:
-        """Return the rows of one timeframe that are stored of each batch id; ids of which nothing is are absent.
+    def rows_settled(self, batch_ids: Iterable[int], timeframe: str) -> dict[int, int]:
+        """Return the rows of one timeframe that are stored or rejected of each batch id; unknown ids are absent.
 
-        A live flush has one id and may be stored in several groups: the whole of it is there once this is what was
+        A live flush has one id and may be stored in several groups: nothing more of it comes once this is what was
         published. A group that is delivered again counts once.
         """
         wanted = list(batch_ids)
         if not wanted:
             return {}
-        statement, parameters = load_sql("batch_rows_stored"), {"batch_ids": wanted, "timeframe": timeframe}
+        statement, parameters = load_sql("batch_rows_settled"), {"batch_ids": wanted, "timeframe": timeframe}
         return {batch_id: int(rows) for batch_id, rows in self._client.rows(statement, parameters)}
 
     def live_latency(self, since: datetime, until: datetime | None = None) -> dict[str, float]:

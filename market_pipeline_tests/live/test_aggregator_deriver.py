@@ -21,6 +21,7 @@ from market_pipeline.bus.streams import LIVE
 from market_pipeline.live.aggregator import LiveDeriver
 from market_pipeline.live.aggregator import deriver as deriver_module
 from market_pipeline.live.aggregator.touched import Touched, intervals
+from market_pipeline.live.aggregator.unstored import Unstored
 from market_pipeline.live.bridge import BridgeWorker
 from market_pipeline.local.clickhouse import process
 from market_pipeline.local.clickhouse.process import ServerProcess
@@ -59,17 +60,30 @@ class Live:
 
 
 @asynccontextmanager
+async def bridged(bench: Bench, stores: Stores) -> AsyncIterator[None]:
+    stop = asyncio.Event()
+    async with bench.bus.consumer(LIVE) as consumer:
+        task = asyncio.create_task(
+            BridgeWorker(consumer, AllBarStore(stores.client), stores.ingest, bench.bus).run(stop)
+        )
+        try:
+            yield
+        finally:
+            stop.set()
+            await asyncio.wait_for(task, 20)
+
+
+@asynccontextmanager
 async def running(bench: Bench, settings: Settings, deriver: LiveDeriver) -> AsyncIterator[Live]:
     stop = asyncio.Event()
     with open_stores(settings) as stores:
-        async with bench.bus.consumer(LIVE) as consumer, bench.running(EUR, on_published=deriver.published):
-            bridge = BridgeWorker(consumer, AllBarStore(stores.client), stores.ingest, bench.bus)
-            tasks = [asyncio.create_task(bridge.run(stop)), asyncio.create_task(deriver.run(stop))]
+        async with bench.running(EUR, on_published=deriver.published):
+            task = asyncio.create_task(deriver.run(stop))
             try:
                 yield Live(bench, stores, deriver)
             finally:
                 stop.set()
-                await asyncio.wait_for(asyncio.gather(*tasks), 20)
+                await asyncio.wait_for(task, 20)
 
 
 def settings_of(home: Path, nats: NatsProcess, clickhouse: ServerProcess) -> Settings:
@@ -87,12 +101,18 @@ def settings_of(home: Path, nats: NatsProcess, clickhouse: ServerProcess) -> Set
 
 
 @pytest.fixture
-async def live(tmp_path: Path, clickhouse: ServerProcess) -> AsyncIterator[Live]:
+async def unbridged(tmp_path: Path, clickhouse: ServerProcess) -> AsyncIterator[Live]:
     with NatsProcess() as nats:
         settings = settings_of(tmp_path, nats, clickhouse)
         deriver = LiveDeriver(settings, [EUR], run_id="live-1", look_back=timedelta(minutes=1))
         async with open_bench(nats) as bench, running(bench, settings, deriver) as started:
             yield started
+
+
+@pytest.fixture
+async def live(unbridged: Live) -> AsyncIterator[Live]:
+    async with bridged(unbridged.bench, unbridged.stores):
+        yield unbridged
 
 
 async def test_minutes_from_ticks_become_every_coarser_bar_and_a_late_tick_derives_again(live: Live) -> None:
@@ -125,6 +145,25 @@ async def test_minutes_from_ticks_become_every_coarser_bar_and_a_late_tick_deriv
     assert live.deriver.health().problems == ()
     assert live.bars("1s").is_empty(), "the seconds have a table of their own"
     assert live.deriver.health().written > 0
+
+
+async def test_minutes_that_the_bridge_brings_after_an_outage_are_derived_anew(
+    unbridged: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = unbridged
+    monkeypatch.setattr(live.deriver._unstored, "_late_s", 0.5)
+    for minute in range(5):
+        await live.bench.send([(T0 + minute * MINUTE, 1.0 + minute, 1.0 + minute)], alive=T0 + (minute + 1) * MINUTE)
+    made = await live.bench.until(lambda frame: frame.height == 5)
+    vendor = made.with_columns(source=pl.lit("vendor_historical"), high=pl.lit(9.0), batch_id=pl.lit(1, pl.UInt64))
+    await asyncio.to_thread(live.stores.bars.insert_frame, vendor)
+    await eventually(lambda: live.deriver._unstored.ids() != [] and live.deriver.health().due == 0)
+    await asyncio.sleep(1.5)  # it has looked: the windows were made of what repair had filled in
+    async with bridged(live.bench, live.stores):
+        five = await live.until("5m", lambda frame: frame["origin"].to_list() == ["live_aggregated"])
+        assert five.select("open", "high", "close", "complete").rows() == [(1.0, 5.0, 5.0, True)]
+        assert (await live.until("1d", lambda frame: frame["high"].to_list() == [5.0]))["trades"].to_list() == [5]
+        await eventually(lambda: live.deriver.health().unstored == 0)
 
 
 # ------------------------------------------------------------------------------------------------- bookkeeping
@@ -187,3 +226,43 @@ def test_every_window_that_shares_a_moment_is_touched(start: int, length: int) -
         assert spans[0][0] <= begin < spans[0][1]
         assert spans[-1][0] < end <= spans[-1][1]
         assert len(spans) == (spans[-1][1] - spans[0][0]) / timeframe(code).length
+
+
+def span(minute: int, symbol: str = "A") -> tuple[str, datetime, datetime]:
+    return symbol, NOON + timedelta(minutes=minute), NOON + timedelta(minutes=minute + 1)
+
+
+def test_a_flush_that_comes_late_is_derived_without_it_and_again_once_it_is_settled() -> None:
+    unstored = Unstored(late_s=600, forget_s=7200, most=100)
+    unstored.add(1, 1, span(0), 0.0)
+    unstored.add(1, 2, span(0, "B"), 0.0)
+    unstored.add(2, 1, span(1), 60.0)
+    assert unstored.take({1: 2}, 599.0) == []
+    assert unstored.take({1: 2}, 601.0) == [span(0), span(0, "B")]
+    assert unstored.take({1: 2}, 605.0) == [], "said once"
+    assert unstored.ids() == [1, 2]
+    assert unstored.take({1: 3, 2: 1}, 606.0) == [span(0), span(0, "B"), span(1)]
+    assert (len(unstored), unstored.ids()) == (0, [])
+
+
+def test_what_waits_is_bounded_and_still_derived_when_the_rest_is_settled() -> None:
+    unstored = Unstored(late_s=600, forget_s=7200, most=3)
+    for number in range(5):
+        unstored.add(number, 1, span(number), float(number))
+    assert unstored.ids() == [2, 3, 4]
+    assert unstored.take({}, 700.0) == [span(2), span(3), span(4)]
+    assert unstored.take({2: 1}, 701.0) == [span(2)]
+    assert unstored.take({3: 1, 4: 1}, 702.0) == [span(3), span(4), ("A", span(0)[1], span(1)[2])]
+    unstored.add(9, 1, span(9), 0.0)
+    assert unstored.take({}, 700.0) == [span(9)]
+    assert unstored.take({}, 7201.0) == [span(9)], "it never came"
+    assert len(unstored) == 0
+
+
+def test_of_many_late_flushes_the_oldest_are_asked_about() -> None:
+    unstored = Unstored(late_s=600, forget_s=7200, most=10_000)
+    for number in range(1500):
+        unstored.add(number, 1, span(number), 0.0)
+    unstored.take({}, 601.0)
+    unstored.add(2000, 1, span(2000), 601.0)
+    assert unstored.ids() == [*range(1000), 2000]

@@ -77,7 +77,7 @@ async def test_a_live_flush_lands_once_with_one_line_a_timeframe(desk: Desk) -> 
         for code, length in (("1s", 1000), ("1m", 60_000)):
             traced = ledger.trace_bar("SYM07", code, from_ms(end - length))
             assert {(line.batch_id, line.timeframe) for line in traced} == {(sent[0].headers.batch_id, code)}
-            assert ledger.rows_stored([sent[0].headers.batch_id, 5], code) == {sent[0].headers.batch_id: 20}
+            assert ledger.rows_settled([sent[0].headers.batch_id, 5], code) == {sent[0].headers.batch_id: 20}
 
         await desk.publish(flush(end, codes=("1s", "1m")))  # the same values again, as after a restart
         await desk.drained("LIVE")

@@ -92,6 +92,14 @@ def test_a_batch_delivered_again_keeps_what_it_changed_the_first_time(ledger: In
     assert ledger.run_summary("run").select("batches", "new_rows", "unchanged_rows").rows() == [(1, 100, 0)]
 
 
+def test_rows_are_settled_once_they_are_stored_or_rejected(ledger: IngestLedger) -> None:
+    rejected = replace(line(1, outcome="rejected", rejected_rows=100), stream_seq=900)
+    ledger.record([line(1, new_rows=100), rejected, rejected, line(2, new_rows=100)])
+    assert ledger.rows_settled([1, 2, 3], "1m") == {1: 200, 2: 100}
+    assert ledger.rows_settled([1, 2], "5m") == {}
+    assert ledger.rows_settled([], "1m") == {}
+
+
 def test_stored_beats_rejected(ledger: IngestLedger) -> None:
     rejected, stored = line(1, outcome="rejected", rejected_rows=100), line(1, inserted=500, new_rows=100)
     ledger.record([rejected, stored])

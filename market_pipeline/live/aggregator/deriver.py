@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import structlog
@@ -17,6 +17,7 @@ from market_pipeline.history.progress import Meter
 from market_pipeline.history.reports import DeriveReport
 from market_pipeline.history.runtime import Runtime, open_runtime, utc_now
 from market_pipeline.live.aggregator.touched import Touched, Window, intervals
+from market_pipeline.live.aggregator.unstored import ASKED_AT_ONCE, Unstored
 from market_pipeline.market.instruments import Instrument
 from market_pipeline.market.timeframes import DERIVED
 from market_pipeline.settings import Settings
@@ -29,25 +30,19 @@ EVERY_S = 1.0
 WAIT = timedelta(seconds=3)
 LOOK_BACK = timedelta(days=2)
 AGAIN_S = 5.0
+MINUTE = timedelta(minutes=1)
 STUCK_AFTER_S = 60.0
-GIVEN_UP_AFTER_S = 600.0
-_ASKED_AT_ONCE = 1000
-
-
-@dataclass(slots=True)
-class _Flush:
-    """The minutes (symbol, opens) that were published under one batch id, and their number."""
-
-    since: float
-    rows: int = 0
-    minutes: list[tuple[str, list[datetime]]] = field(default_factory=list)
+# After so long the windows of a flush that is not stored are made of what is there, and again once it is.
+LATE_AFTER_S = 600.0
+# Spans of published minutes that are remembered one by one: about 50 MB, two days of a hundred symbols.
+MOST_UNSTORED = 300_000
 
 
 @dataclass(frozen=True, slots=True)
 class DeriverHealth:
     """The state of a deriver.
 
-    problems: why it is not healthy, in words. unstored: flushes whose minutes the store does not all have yet.
+    problems: why it is not healthy, in words. unstored: flushes of which the store has not settled every minute yet.
     due: windows that could be derived now; derived, written: windows derived so far, and bars that this changed.
     """
 
@@ -90,7 +85,8 @@ class LiveDeriver:
         self._settings, self._instruments, self._run_id = settings, tuple(instruments), run_id
         self._clock, self._look_back = clock, look_back
         self._touched = Touched(wait)
-        self._unstored: dict[int, _Flush] = {}
+        forget_s = max(look_back, LOOK_BACK).total_seconds()
+        self._unstored = Unstored(late_s=LATE_AFTER_S, forget_s=forget_s, most=MOST_UNSTORED)
         self._error = ""
         self._failing_since: float | None = None
         self._running = False
@@ -100,9 +96,9 @@ class LiveDeriver:
         """Hear of batches that the aggregator has published: its `on_published`."""
         for batch in batches:
             if batch.headers.timeframe == "1m":
-                flush = self._unstored.setdefault(batch.headers.batch_id, _Flush(time.monotonic()))
-                flush.rows += batch.headers.rows
-                flush.minutes.append((batch.headers.symbol, batch.frame_slice.get_column("ts").to_list()))
+                head = batch.headers
+                span = (head.symbol, head.start_ts, head.end_ts + MINUTE)
+                self._unstored.add(head.batch_id, head.rows, span, time.monotonic())
 
     async def run(self, stop: asyncio.Event) -> None:
         """Derive until `stop` is set.
@@ -159,18 +155,14 @@ class LiveDeriver:
             await pause(stop, EVERY_S)
 
     async def _look(self, rt: Runtime) -> None:
-        """Touch the windows of the minutes that are stored meanwhile; those of a flush once all of them are."""
-        batch_ids = list(self._unstored)
-        for begin in range(0, len(batch_ids), _ASKED_AT_ONCE):
-            asked = batch_ids[begin : begin + _ASKED_AT_ONCE]
-            stored = await asyncio.to_thread(rt.ingest.rows_stored, asked, "1m")
-            for batch_id in asked:
-                flush = self._unstored[batch_id]
-                # What was rejected never comes; the windows are then made of what is there.
-                if stored.get(batch_id, 0) >= flush.rows or time.monotonic() - flush.since > GIVEN_UP_AFTER_S:
-                    del self._unstored[batch_id]
-                    for symbol, opens in flush.minutes:
-                        self._touched.minutes(symbol, opens)
+        """Touch the windows of the minutes that are settled meanwhile; those of a flush once all of them are."""
+        asked = self._unstored.ids()
+        settled: dict[int, int] = {}
+        for begin in range(0, len(asked), ASKED_AT_ONCE):
+            part = asked[begin : begin + ASKED_AT_ONCE]
+            settled |= await asyncio.to_thread(rt.ingest.rows_settled, part, "1m")
+        for symbol, start, end in self._unstored.take(settled, time.monotonic()):
+            self._touched.range(symbol, start, end)
 
     async def _derive(
         self, rt: Runtime, instrument: Instrument, windows: Sequence[Window], slots: asyncio.Semaphore
