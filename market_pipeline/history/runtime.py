@@ -61,7 +61,6 @@ class Runtime:
     bus: BusSession
     tracker: Tracker
     landed: Gather[VendorRequestRow, None]
-    bridge: BridgeWorker
     probes_ms: dict[str, float]
 
 
@@ -73,14 +72,16 @@ async def open_runtime(
     root_run_id: str,
     vendor: bool = True,
     probe_vendor: bool = True,
+    live: bool = False,
     clock: Clock = utc_now,
     breakers: Breakers | None = None,
 ) -> AsyncIterator[Runtime]:
     """Open the bus, the store and (unless told otherwise) the vendor; probe each before the first request.
 
     `probe_vendor` False is for what has work to do while the vendor is away. A bridge worker runs inside, so that a run
-    depends on no other process to get its batches stored. `breakers` of the edges publish, insert and vendor are those
-    of a service that opens one runtime after another; default: the run's own.
+    depends on no other process to get its batches stored. With `live` there is none: batches go to LIVE, unthrottled,
+    and whichever bridge stored the live minutes stores what is made of them. `breakers` of the edges publish, insert
+    and vendor are those of a service that opens one runtime after another; default: the run's own.
 
     Raises:
         The typed error of the part that cannot do its work.
@@ -88,13 +89,14 @@ async def open_runtime(
     instruments = load_instruments(settings)
     breakers = breakers or Breakers(settings.breaker)
     probes: dict[str, float] = {}
+    label = f"{'derived' if live else 'history'} {run_id}"
     async with AsyncExitStack() as stack:
         client = await asyncio.to_thread(connect_store, settings.clickhouse)
         stack.callback(client.close)
         probes["clickhouse"] = await _timed(asyncio.to_thread(probe_store, client))
         await asyncio.to_thread(prepare, client, settings)
 
-        bus = await stack.enter_async_context(open_bus(settings.nats, f"history {run_id}"))
+        bus = await stack.enter_async_context(open_bus(settings.nats, label))
         probes["nats"] = await _timed(bus.probe())
 
         polygon: PolygonClient | None = None
@@ -108,14 +110,15 @@ async def open_runtime(
 
         bars, ingest = BarStore(client), IngestLedger(client)
         await bus.ensure_streams()  # as late as this: NATS may lose its store while the vendor is asked
-        consumer = await stack.enter_async_context(bus.consumer(HISTORY))
-        bridge = BridgeWorker(
-            consumer, bars, ingest, bus, symbols=frozenset(instruments.keys), breaker=insert_breaker(breakers)
-        )
-        stop = asyncio.Event()
-        worker = asyncio.create_task(bridge.run(stop))
-        stack.push_async_callback(_stop, worker, stop)
-        publisher = await stack.enter_async_context(spooling(bus, settings, f"history {run_id}", breakers))
+        if not live:
+            consumer = await stack.enter_async_context(bus.consumer(HISTORY))
+            bridge = BridgeWorker(
+                consumer, bars, ingest, bus, symbols=frozenset(instruments.keys), breaker=insert_breaker(breakers)
+            )
+            stop = asyncio.Event()
+            worker = asyncio.create_task(bridge.run(stop))
+            stack.push_async_callback(_stop, worker, stop)
+        publisher = await stack.enter_async_context(spooling(bus, settings, label, breakers))
         tracker = Tracker(
             bus,
             ingest,
@@ -125,6 +128,7 @@ async def open_runtime(
             max_unresolved=settings.history.max_unresolved_batches,
             drain_timeout_s=settings.history.drain_timeout_s,
             spool_wait_s=settings.spool.wait_s,
+            live=live,
         )
         await stack.enter_async_context(tracker.running())
         requests = VendorRequestLedger(client)
@@ -148,7 +152,6 @@ async def open_runtime(
             ingest=ingest,
             bus=bus,
             tracker=tracker,
-            bridge=bridge,
             probes_ms=probes,
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import structlog
 
@@ -13,7 +13,7 @@ from market_pipeline.bus.envelope import BatchHeaders, EncodedBatch, encode_batc
 from market_pipeline.bus.receipts import Receipts
 from market_pipeline.bus.session import BusSession
 from market_pipeline.bus.spooling import SpoolingPublisher
-from market_pipeline.bus.subjects import history_subject
+from market_pipeline.bus.subjects import history_subject, market_subject
 from market_pipeline.bus.throttle import HISTORY_SERVICE, ThrottleGate
 from market_pipeline.errors import HistoryError, StillSpooled, StoreError, Transient, VerificationFailed
 from market_pipeline.history.gather import Gather
@@ -32,7 +32,10 @@ PUBLISH_AGAIN = 3
 
 
 class Tracker:
-    """Publish batches and wait for them: at most `max_unresolved` are on the road at any time."""
+    """Publish batches and wait for them: at most `max_unresolved` are on the road at any time.
+
+    live: to LIVE, where no backfill stands before them and the hub's throttle does not hold; else to HISTORY.
+    """
 
     def __init__(
         self,
@@ -45,7 +48,9 @@ class Tracker:
         max_unresolved: int,
         drain_timeout_s: float,
         spool_wait_s: float,
+        live: bool = False,
     ) -> None:
+        self._live, self._subject_of = live, market_subject if live else history_subject
         self._bus, self._ledger, self._bars = bus, ledger, bars
         self._publisher = publisher
         self._spool_wait_s, self._spool_until = spool_wait_s, 0.0
@@ -65,7 +70,10 @@ class Tracker:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Tracker]:
         """Watch the ledger while the context is open; a receipt only makes the next look come sooner."""
-        async with self._bus.receipts(self._run_id) as heard, self._bus.throttle(HISTORY_SERVICE) as self._gate:
+        async with AsyncExitStack() as stack:
+            heard = await stack.enter_async_context(self._bus.receipts(self._run_id))
+            if not self._live:
+                self._gate = await stack.enter_async_context(self._bus.throttle(HISTORY_SERVICE))
             watcher = asyncio.create_task(self._watch(heard))
             try:
                 yield self
@@ -99,7 +107,7 @@ class Tracker:
         if not self._waiting:
             self._last_progress = time.monotonic()
         self._waiting[batch_id] = future
-        subject = history_subject(batch.headers.symbol, batch.headers.timeframe)
+        subject = self._subject_of(batch.headers.symbol, batch.headers.timeframe)
         try:
             await self._spool_drained(subject)
             if (await self._publisher.publish(batch, subject)).spooled:

@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from market_pipeline.bus.streams import LIVE
+from market_pipeline.bus.streams import HISTORY, LIVE
+from market_pipeline.bus.throttle import HISTORY_SERVICE, Throttle
 from market_pipeline.live.aggregator import LiveDeriver
 from market_pipeline.live.aggregator import deriver as deriver_module
 from market_pipeline.live.aggregator.touched import Touched, intervals
@@ -30,8 +31,10 @@ from market_pipeline.market.timeframes import DERIVED, timeframe
 from market_pipeline.settings import ClickHouseSettings, Settings
 from market_pipeline.stores import Stores, open_stores
 from market_pipeline.stores.seconds import AllBarStore
+from market_pipeline.tasks import end_tasks
 from market_pipeline_tests.live.aggregating import EUR, MINUTE, T0, Bench, at, eventually, open_bench
 from market_pipeline_tests.servers import NatsProcess
+from market_pipeline_tests.stores.frames import bar
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +167,35 @@ async def test_minutes_that_the_bridge_brings_after_an_outage_are_derived_anew(
         assert five.select("open", "high", "close", "complete").rows() == [(1.0, 5.0, 5.0, True)]
         assert (await live.until("1d", lambda frame: frame["high"].to_list() == [5.0]))["trades"].to_list() == [5]
         await eventually(lambda: live.deriver.health().unstored == 0)
+
+
+async def test_coarser_live_bars_go_to_live_and_hear_no_throttle(live: Live) -> None:
+    async def throttle() -> None:
+        while True:
+            await live.bench.bus.send_throttle(HISTORY_SERVICE, Throttle(batches_per_s=0.01, expiry_s=60))
+            await asyncio.sleep(0.05)
+
+    throttling = asyncio.create_task(throttle())
+    try:
+        await live.bench.send([(T0 + 500, 1.0, 1.0)], alive=T0 + MINUTE)
+        for code in DERIVED:
+            await live.until(code, lambda frame: frame.height == 1)
+    finally:
+        await end_tasks((throttling,))
+    lines = live.stores.client.frame("SELECT DISTINCT stream, subject FROM ingest_batches WHERE source = 'derived'")
+    assert sorted(lines.rows()) == sorted(("LIVE", f"market.EURUSD.{code}") for code in DERIVED)
+    assert (await live.bench.bus.js.stream_info(HISTORY)).state.last_seq == 0
+    assert live.stores.ingest.live_latency(at(0))["flushes"] == 1, "of a minute and its second"
+
+
+async def test_a_deriver_that_no_bridge_serves_stops_at_once(unbridged: Live) -> None:
+    await asyncio.to_thread(unbridged.stores.bars.insert_frame, bar(at(T0)))
+    deriver = LiveDeriver(unbridged.deriver._settings, [EUR], run_id="live-2", look_back=datetime.now(UTC) - at(T0))
+    stop = asyncio.Event()
+    task = asyncio.create_task(deriver.run(stop))
+    await unbridged.bench.until(lambda frame: frame.height == 1, code="5m")
+    stop.set()
+    await asyncio.wait_for(task, 5)
 
 
 # ------------------------------------------------------------------------------------------------- bookkeeping

@@ -22,7 +22,7 @@ from market_pipeline.market.instruments import Instrument
 from market_pipeline.market.timeframes import DERIVED
 from market_pipeline.settings import Settings
 from market_pipeline.stores.vendor_requests import merged
-from market_pipeline.tasks import pause
+from market_pipeline.tasks import pause, unless
 
 log = structlog.get_logger(__name__)
 
@@ -61,8 +61,9 @@ class DeriverHealth:
 class LiveDeriver:
     """Derive the windows that published minutes touch, once the bridge has stored these minutes.
 
-    It reads the winning minutes from the store and publishes under the source `derived` to HISTORY, as a historical run
-    does, with a bridge worker of its own; every bar is verified. While NATS or ClickHouse is away the windows wait.
+    It reads the winning minutes from the store and publishes under the source `derived`, as a historical run does, but
+    to LIVE, where no backfill stands before it; every bar is verified. The bridge that stores the minutes stores them,
+    too: while it, NATS or ClickHouse is away the windows wait.
     """
 
     def __init__(
@@ -114,7 +115,12 @@ class LiveDeriver:
             while not stop.is_set():
                 try:
                     async with open_runtime(
-                        self._settings, run_id=self._run_id, root_run_id=self._run_id, vendor=False, clock=self._clock
+                        self._settings,
+                        run_id=self._run_id,
+                        root_run_id=self._run_id,
+                        vendor=False,
+                        live=True,
+                        clock=self._clock,
                     ) as rt:
                         await self._work(rt, stop)
                 except (SettingsError, StoreAuthError, BusAuthError):
@@ -140,19 +146,24 @@ class LiveDeriver:
         slots = asyncio.Semaphore(rt.settings.history.symbols_at_once)
         while not stop.is_set():
             await self._look(rt)
-            now = self._clock()
-            work = [
-                self._derive(rt, each, windows, slots)
-                for each in self._instruments
-                if (windows := self._touched.take(each.key, now))
-            ]
-            failures = [one for one in await asyncio.gather(*work, return_exceptions=True) if one is not None]
-            if failures:
-                raise failures[0]
+            # Told to stop, it does not wait for a bridge that may be gone: the next start derives these windows again.
+            if not await unless(stop, self._derive_due(rt, slots)):
+                return
             if self._failing_since is not None:
                 self._failing_since = None
                 log.info("live_derivation_goes_on")
             await pause(stop, EVERY_S)
+
+    async def _derive_due(self, rt: Runtime, slots: asyncio.Semaphore) -> None:
+        now = self._clock()
+        work = [
+            self._derive(rt, each, windows, slots)
+            for each in self._instruments
+            if (windows := self._touched.take(each.key, now))
+        ]
+        failures = [one for one in await asyncio.gather(*work, return_exceptions=True) if one is not None]
+        if failures:
+            raise failures[0]
 
     async def _look(self, rt: Runtime) -> None:
         """Touch the windows of the minutes that are settled meanwhile; those of a flush once all of them are."""

@@ -1,5 +1,6 @@
 -- Milliseconds until the bars of live flushes were stored in [since, until). Only lines that brought new bars and
--- nothing else have a latency: a revision is late by its nature, and what is delivered again was stored before.
+-- nothing else have a latency: a revision is late by its nature, and what is delivered again was stored before. Derived
+-- bars are made on purpose a while after their window's end, and at a start those of days again.
 SELECT
     quantileExactIf(0.5)(received, received IS NOT NULL) AS received_to_inserted_p50,
     quantileExactIf(0.95)(received, received IS NOT NULL) AS received_to_inserted_p95,
@@ -21,6 +22,7 @@ FROM
             - transform(timeframe, {timeframes:Array(String)}, {lengths:Array(Int64)}, toInt64(0)) AS ended
     FROM ingest_batches
     WHERE stream = 'LIVE'
+        AND source != 'derived'
         AND outcome = 'stored'
         AND inserted_at >= {since:DateTime64(3, 'UTC')}
         AND inserted_at < {until:DateTime64(3, 'UTC')}
