@@ -21,6 +21,7 @@ from market_pipeline.live.aggregator import Aggregator, service
 from market_pipeline.live.aggregator.book import BookState
 from market_pipeline.live.aggregator.health import problems_of
 from market_pipeline.market.live_facts import LiveRules
+from market_pipeline.tasks import end_tasks
 from market_pipeline_tests.live.aggregating import (
     COLUMNS,
     EUR,
@@ -172,6 +173,25 @@ async def test_without_batches_bars_come_out_unproven_and_are_proven_later(bench
         assert made["complete"].to_list() == [False]
         await bench.send(alive=T0 + MINUTE)
         await bench.until(lambda frame: frame["complete"].to_list() == [True])
+
+
+async def test_a_symbol_is_silent_though_another_streams_on(bench: Bench) -> None:
+    async def stream() -> None:
+        at = T0
+        while True:
+            await bench.send([(at, 1.0, 1.0)], alive=at + 10, symbol="GBPUSD")
+            at += 20
+            await asyncio.sleep(0.02)
+
+    async with bench.running(EUR, GBP, silent_ms=1500):
+        await bench.send([(T0, 1.0, 1.0)], alive=T0 + 10)
+        streaming = asyncio.create_task(stream())
+        try:
+            made = await bench.until(lambda frame: frame.height == 1)
+        finally:
+            await end_tasks((streaming,))
+        assert made["complete"].to_list() == [False]
+        assert await bench.bars(symbol="GBPUSD") == [], "of it everything came in time"
 
 
 # ------------------------------------------------------------------------------------------------- restarts

@@ -191,12 +191,12 @@ class Aggregator:
                         book.take(messages, self._clock())
                     else:
                         await asyncio.to_thread(book.take, messages, self._clock())
+                if messages or reader.at_end:
                     self._progress_at = time.monotonic()
-                elif reader.at_end:
-                    self._progress_at = time.monotonic()
-                    # After an outage the collector's spool has a while to drain: it was not silent, nobody could hear.
-                    if self._progress_at - reader.away_at >= self._silent_ms / 1000:
-                        book.close_silent(self._clock(), self._silent_ms)
+                # One symbol may be silent while others are not: only with everything taken is that known of it. After
+                # an outage the collector's spool has a while to drain: it was not silent, nobody could hear.
+                if reader.at_end and time.monotonic() - reader.away_at >= self._silent_ms / 1000:
+                    book.close_silent(self._clock(), self._silent_ms)
                 if not self._rebuilt(book, reader) or time.monotonic() - flushed_at < FLUSH_S:
                     continue
                 flushed_at = time.monotonic()
