@@ -45,6 +45,7 @@ class _Held(msgspec.Struct, frozen=True):
     holder: str
     instance: str
     epoch: int
+    work: str = ""
 
 
 class Lease:
@@ -53,6 +54,7 @@ class Lease:
     `held`: this process may act for the lease now. `lost` is set once another holder has it, or may have had it:
     then nothing that was done for it may go on, and it has to be acquired anew. While NATS is away the lease is not
     held, and not lost either: when NATS is back and nobody else held it meanwhile, it goes on with the same epoch.
+    `other_work`: while it is awaited, whoever holds it for another work than ours; empty where the work is the same.
     """
 
     def __init__(
@@ -62,10 +64,14 @@ class Lease:
         holder: str,
         *,
         ttl_s: float = TTL_S,
+        work: str = "",
         clock: Callable[[], int] = now_ms,
     ) -> None:
-        """Prepare; `holder` is shown to others who want the lease, `clock` (epoch ms) is what epochs are made of."""
-        self._bus = bus
+        """Prepare; `holder` is shown to others who want the lease, `clock` (epoch ms) is what epochs are made of.
+
+        `work` says what it is held for, where those who want it may want it for something else by mistake.
+        """
+        self._bus, self._work = bus, work
         self._clock = clock
         self._ttl_s = ttl_s
         # The time to live is the bucket's: leases of another one lie in another bucket.
@@ -78,6 +84,7 @@ class Lease:
         self._held_again = asyncio.Event()
         self.name, self.holder = name, holder
         self.epoch = 0
+        self.other_work = ""
         self.lost = asyncio.Event()
 
     @property
@@ -106,6 +113,7 @@ class Lease:
                 log.info("lease_awaited", lease=self.name, held_by=other)
                 said = other
             await asyncio.sleep(self._ttl_s / 10 * random.uniform(0.5, 1.5))
+        self.other_work = ""
         self.lost.clear()
         self._held_again.set()
         self._keeper = asyncio.create_task(self._keep(), name=f"lease {self.name}")
@@ -150,6 +158,7 @@ class Lease:
             held = _read((await leases.get(self._key)).value)
         except KeyNotFoundError:
             return "nobody any more"
+        self.other_work = held.holder if self._work and held.work not in ("", self._work) else ""
         return held.holder
 
     async def _count_up(self, epochs: KeyValue) -> int:
@@ -229,7 +238,7 @@ class Lease:
         return sent_at + self._ttl_s * (1 - SAFETY)
 
     def _value(self, epoch: int) -> bytes:
-        return msgspec.json.encode(_Held(self.holder, self._instance, epoch))
+        return msgspec.json.encode(_Held(self.holder, self._instance, epoch, self._work))
 
     async def _leases(self) -> KeyValue:
         return await open_bucket(

@@ -115,9 +115,9 @@ class AggregatorService:
     def health(self) -> ServiceHealth:
         """Return the state of now.
 
-        Facts: those of `AggregatorHealth` under their names (behind_s and checkpoint_age_s once they are known),
-        lost_{cause}, connections (to NATS, so far), and of the coarser windows derived, written, windows_due and
-        flushes_unstored. Counters begin anew with a term of the lease.
+        Facts: those of `AggregatorHealth` under their names (behind_s and checkpoint_age_s once they are known), set
+        (live.name), lost_{cause}, connections (to NATS, so far), and of the coarser windows derived, written,
+        windows_due and flushes_unstored. Counters begin anew with a term of the lease.
         """
         known = self._aggregator.health() if self._aggregator is not None else None
         derived = self._deriver.health()
@@ -143,6 +143,7 @@ class AggregatorService:
         return Aggregator(
             bus,
             self._instruments,
+            name=live.name,
             rules=self._rules,
             run_id=self._run_id,
             on_published=self._deriver.published,
@@ -157,6 +158,7 @@ def aggregator_facts(health: AggregatorHealth) -> dict[str, Fact]:
     """Return the health of an aggregator as flat facts."""
     values = {name: getattr(health, name) for name in AggregatorHealth.__dataclass_fields__ if name not in _NO_FACT}
     facts: dict[str, Fact] = {name: value for name, value in values.items() if value is not None}
+    facts["set"] = health.name
     facts["losses"] = sum(health.losses.values())
     return facts | {f"lost_{cause}": count for cause, count in health.losses.items()}
 

@@ -87,6 +87,7 @@ class CollectorService:
                 bus,
                 self._settings,
                 self._instruments,
+                name=self._settings.live.name,
                 clock=lambda: to_ms(self._clock()),
                 replayed=self._replayed,
             )
@@ -105,9 +106,9 @@ class CollectorService:
         """Return the state of now.
 
         Facts: ticks, batches, heartbeats, queue, queue_limit, dropped, stuck_s, losses, losses_waiting, lost_{cause},
-        gaps (symbols whose events are being lost), mute (the names of symbols of which nothing comes, 20 at most),
-        epoch, collector_id, connections (to NATS, so far) and of each market {market}_connected, _frames, _ticks,
-        _connects, _unreadable_frames, _bad_events and _frame_age_s.
+        gaps (symbols whose events are being lost), mute (the names of symbols of which nothing comes, 20 at most), set
+        (live.name), epoch, collector_id, connections (to NATS, so far) and of each market {market}_connected, _frames,
+        _ticks, _connects, _unreadable_frames, _bad_events and _frame_age_s.
         Those of the spool are named spool_… and breaker_publish…. Counters begin anew with a term of the lease.
         """
         known = self._collector.health() if self._collector is not None else None
@@ -136,6 +137,7 @@ def collector_facts(health: CollectorHealth) -> dict[str, Fact]:
             *("stuck_s", "dropped", "losses_waiting"),
         )
     }
+    facts["set"] = health.name
     facts |= health.spool
     facts["gaps"] = len(health.gaps)
     if mute := [symbol for stream in health.streams for symbol in stream.mute]:

@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import hashlib
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Literal
 
 from market_pipeline.bus.lease import Lease
 from market_pipeline.live.loss_recorder import LossRecorder
+from market_pipeline.market.instruments import Instrument
 from market_pipeline.tasks import end_tasks, unless
 
 DRAIN_S = 5.0
+
+
+def work_on(instruments: Iterable[Instrument]) -> str:
+    """Return what tells the work on one set of symbols from that on another, in short."""
+    keys = sorted(each.key for each in instruments)
+    return hashlib.sha256(" ".join(keys).encode()).hexdigest()[:16]
+
+
+def standby_problems(state: str, name: str, lease: Lease) -> list[str]:
+    """Say that whoever holds the lease works on other symbols: then nobody works on ours."""
+    if state != "standby" or not lease.other_work:
+        return []
+    return [
+        f"{lease.other_work} works on other symbols under the name {name!r}, and nobody on these: give this set a name "
+        "of its own (live.name, MARKET_PIPELINE_LIVE__NAME), or both the same symbols"
+    ]
 
 
 async def work_in_terms(

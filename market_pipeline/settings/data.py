@@ -46,6 +46,9 @@ class LiveSettings(Section):
     """How live ticks become bars, and how live time is joined to history.
 
     symbols: of the instruments that are streamed, in any form; empty: all.
+    name: of this set of symbols. Of the processes with one name one collects, and one makes bars; the others stand by.
+        So processes with other symbols need another name (letters, digits, - and _), and no symbol belongs in two
+        sets. A vendor's key has one connection a market, whatever the name.
     delay: a window closes when everything up to so long after its end has come.
     lateness: so long after its end a window takes late ticks, each of which reissues its bars.
     ahead: ticks whose time lies so far ahead of their arrival make no bar.
@@ -60,6 +63,7 @@ class LiveSettings(Section):
     """
 
     symbols: tuple[str, ...] = ()
+    name: str = Field(default="default", pattern=r"^[A-Za-z0-9_-]+$", max_length=64)
     delay: timedelta = timedelta(0)
     lateness: timedelta = timedelta(minutes=2)
     ahead: timedelta = timedelta(minutes=1)

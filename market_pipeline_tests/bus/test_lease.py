@@ -63,6 +63,20 @@ async def test_leases_of_other_names_are_others(bus: BusSession) -> None:
         await lease.release()
 
 
+async def test_who_holds_a_lease_for_another_work_is_told(bus: BusSession) -> None:
+    first = Lease(bus, "sets", "a", ttl_s=TTL, work="EURUSD")
+    same, other = (Lease(bus, "sets", "b", ttl_s=TTL, work=work) for work in ("EURUSD", "BTCUSD"))
+    await first.acquire()
+    waiting = [asyncio.create_task(each.acquire()) for each in (same, other)]
+    await asyncio.sleep(TTL / 2)
+    assert (same.other_work, other.other_work) == ("", "a")
+    waiting[0].cancel()
+    await first.release()
+    await asyncio.wait_for(waiting[1], 10)
+    assert other.other_work == ""
+    await other.release()
+
+
 HOLDER = """
 import asyncio, sys
 import structlog

@@ -273,6 +273,20 @@ async def test_a_second_aggregator_stands_by_and_takes_over(bench: Bench) -> Non
         assert second.health().epoch > first.health().epoch
 
 
+async def test_sets_of_other_names_are_aggregated_at_the_same_time(bench: Bench) -> None:
+    async with bench.running(EUR), bench.running(GBP, name="two"), bench.running(GBP, settled=False) as unnamed:
+        for symbol in ("EURUSD", "GBPUSD"):
+            await bench.send([(T0, 1.0, 1.0)], alive=T0 + MINUTE, symbol=symbol)
+            await bench.until(lambda frame: frame.height == 1, symbol=symbol)
+        await eventually(lambda: not unnamed.health().healthy)
+        assert unnamed.health().state == "standby"
+        assert "works on other symbols under the name 'default'" in unnamed.health().problems[0]
+    for name, symbol in (("default", "EURUSD"), ("two", "GBPUSD")):
+        known = await Checkpoints(bench.bus).load(f"aggregator.{name}", BookState)
+        assert known is not None
+        assert list(known.symbols) == [symbol]
+
+
 async def test_a_fresh_aggregator_makes_bars_of_all_that_the_stream_holds(bench: Bench) -> None:
     rows = some_quotes(100)
     for begin in range(0, 100, 10):

@@ -22,7 +22,7 @@ from market_pipeline.live.collector_service import CollectorService
 from market_pipeline.live.service import LiveService, ServiceHealth
 from market_pipeline.local.clickhouse import process
 from market_pipeline.market.live_facts import LiveRules
-from market_pipeline.settings import ClickHouseSettings, LiveSettings, Settings, StreamSettings
+from market_pipeline.settings import ClickHouseSettings, LiveSettings, Settings, StreamSettings, load_settings
 from market_pipeline.stores import open_stores
 from market_pipeline.stores.seconds import AllBarStore
 from market_pipeline_tests.live.aggregating import EUR, MINUTE, T0, eventually, open_bench
@@ -85,6 +85,35 @@ async def test_a_collector_collects_says_what_it_does_and_ends(server: NatsProce
         await vendor.subscribed(1)
         await eventually(lambda: fact(service, "lost_disconnect") == 2)
     assert service.health().state == "stopped"
+
+
+async def test_sets_of_other_names_are_collected_at_the_same_time(server: NatsProcess, vendor: StreamVendor) -> None:
+    good = settings(server, vendor)
+    named = settings(server, vendor, LiveSettings(name="two"))
+    first, unnamed, second = (CollectorService(good, (BTC,)), CollectorService(good, (ETH,)),
+                              CollectorService(named, (ETH,)))  # fmt: skip
+    async with running(first):
+        await eventually(lambda: first.health().state == "running")
+        async with running(unnamed):
+            await eventually(lambda: unnamed.health().state == "standby" and not unnamed.health().healthy)
+            [problem] = unnamed.health().problems
+            assert "works on other symbols under the name 'default'" in problem
+            assert "MARKET_PIPELINE_LIVE__NAME" in problem
+        async with running(second):
+            for number, (service, pair) in enumerate(((first, "BTC-USD"), (second, "ETH-USD"))):
+                await (await vendor.subscribed(number)).send(trade(number, pair))
+                await eventually(lambda service=service: fact(service, "ticks") == 1)  # type: ignore[misc]
+            assert (first.health().state, second.health().state) == ("running", "running")
+            assert (first.health().facts["set"], second.health().facts["set"]) == ("default", "two")
+
+
+@pytest.mark.parametrize("name", ["", "a.b", "a b", "*", "é"])
+def test_a_set_has_a_name_that_leases_and_folders_can_bear(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MARKET_PIPELINE_LIVE__NAME", name)
+    with pytest.raises(SettingsError, match=r"live\.name.*MARKET_PIPELINE_LIVE__NAME"):
+        load_settings()
+    monkeypatch.setenv("MARKET_PIPELINE_LIVE__NAME", "forex-2")
+    assert load_settings().live.name == "forex-2"
 
 
 async def test_a_collector_waits_for_nats_and_outlives_a_connection_that_ends_for_good(

@@ -25,7 +25,7 @@ from market_pipeline.live.aggregator.health import AggregatorHealth, State, prob
 from market_pipeline.live.aggregator.warm_up import warm_up
 from market_pipeline.live.loss_recorder import LossRecorder
 from market_pipeline.live.service import UNHEALTHY_AFTER_S
-from market_pipeline.live.terms import work_in_terms
+from market_pipeline.live.terms import standby_problems, work_in_terms, work_on
 from market_pipeline.market.instruments import Instrument
 from market_pipeline.market.live_facts import LiveCounts, LiveRules
 from market_pipeline.tasks import unless
@@ -99,7 +99,7 @@ class Aggregator:
             bus.nc, bus.js, ack_timeout_s=RETRY_FOR_S, retry_for_s=RETRY_FOR_S, wait_full_s=RETRY_FOR_S
         )
         holder = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
-        self._lease = Lease(bus, f"aggregator.{name}", holder, ttl_s=lease_ttl_s)
+        self._lease = Lease(bus, f"aggregator.{name}", holder, ttl_s=lease_ttl_s, work=work_on(self._instruments))
         self._state: State = "stopped"
         self._book: Book | None = None
         self._reader: TickReader | None = None
@@ -131,8 +131,8 @@ class Aggregator:
         checkpoint_age_s = now - self._checkpoint_at if self._state == "running" else None
         return AggregatorHealth(
             state=self._state,
-            problems=tuple(
-                problems_of(
+            problems=(
+                *problems_of(
                     self._state,
                     bus_connected=bool(self._bus.nc.is_connected),
                     lease_held=self._lease.held,
@@ -142,7 +142,8 @@ class Aggregator:
                     checkpoint_age_s=checkpoint_age_s,
                     losses_waiting=self._recorder.waiting,
                     unhealthy_after_s=self._unhealthy_after_s,
-                )
+                ),
+                *standby_problems(self._state, self._name, self._lease),
             ),
             name=self._name,
             symbols=len(self._instruments),

@@ -48,7 +48,8 @@ class StreamHealth:
 class CollectorHealth:
     """The state of a collector.
 
-    problems: why it is not healthy, in words; empty when it is. state: `standby` while another holds the lease.
+    problems: why it is not healthy, in words; empty when it is. state: `standby` while another holds the lease of the
+        set of symbols called `name`.
     queue: ticks that wait or are being published, `queue_limit` at most; `stuck_s`: how long those of one symbol wait
         without progress, at most. spool: facts of the spool and its breaker. losses: recorded by cause;
         `losses_waiting` are known but not kept yet; `gaps`: symbols whose events are being lost now.
@@ -56,6 +57,7 @@ class CollectorHealth:
 
     state: State
     problems: tuple[str, ...]
+    name: str
     collector_id: str
     epoch: int
     streams: tuple[StreamHealth, ...]

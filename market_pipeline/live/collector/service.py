@@ -25,7 +25,7 @@ from market_pipeline.live.collector.intake import Intake
 from market_pipeline.live.collector.lanes import Lane
 from market_pipeline.live.collector.outlet import Lanes, TickOutlet
 from market_pipeline.live.loss_recorder import LossRecorder
-from market_pipeline.live.terms import DRAIN_S, work_in_terms
+from market_pipeline.live.terms import DRAIN_S, standby_problems, work_in_terms, work_on
 from market_pipeline.market.instruments import Instrument
 from market_pipeline.market.timeframes import to_ms
 from market_pipeline.settings import Settings
@@ -74,14 +74,20 @@ class Collector:
         """
         if not instruments:
             raise SettingsError("a collector needs at least one instrument")
-        self._bus, self._settings, self._instruments = bus, settings, tuple(instruments)
+        self._bus, self._settings, self._instruments, self._name = bus, settings, tuple(instruments), name
         self.collector_id = collector_id or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
         self._clock, self._replayed = clock, replayed
         self._ticks = TickPublisher(bus)
         self._recorder = LossRecorder(losses or LossBucket(bus))
         self._spooling = None if outlet else SpoolingTicks(bus, settings, f"collector {name}", self._recorder.add)
         self._outlet: TickOutlet = outlet or self._spooling or self._ticks
-        self._lease = Lease(bus, f"collector.{name}", self.collector_id, ttl_s=settings.stream.lease_ttl_s)
+        self._lease = Lease(
+            bus,
+            f"collector.{name}",
+            self.collector_id,
+            ttl_s=settings.stream.lease_ttl_s,
+            work=work_on(self._instruments),
+        )
         self._hours: dict[str, MarketHours] = {}
         self._state: State = "stopped"
         self._refused: dict[str, str] = {}
@@ -131,8 +137,10 @@ class Collector:
                     losses_waiting=self._recorder.waiting,
                     unhealthy_after_s=self._settings.live.unhealthy_after_s,
                 ),
+                *standby_problems(self._state, self._name, self._lease),
                 *(self._spooling.problems() if self._spooling is not None else ()),
             ),
+            name=self._name,
             collector_id=self.collector_id,
             epoch=self._lease.epoch,
             streams=streams,
