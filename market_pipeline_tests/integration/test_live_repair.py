@@ -149,6 +149,35 @@ def test_what_the_vendor_lacks_too_is_confirmed_and_nobody_asks_again(world: Wor
     assert_true_until(live, at("11:40:00"))
 
 
+def test_a_minute_with_a_tick_that_came_too_late_gives_way_to_the_vendors(world: World, tmp_path: Path) -> None:
+    """Whatever its bar says: an aggregator that was started anew since knows nothing of it."""
+    live = live_world(world, tmp_path, at("09:00:00"))
+    world.load({KEY: DAYS}, clock=live.clock)
+    live.turn(at("11:00:05"))
+    live.stream(at("08:50:00"), at("11:00:00"))
+    world.vendor.remove(TICKER, at("10:20:00"), at("10:21:00"))
+    true = truth(TICKER, DAY)
+    patched = true.filter(ts=at("10:10:00"))["high"][0] + 0.01
+    world.vendor.restate(TICKER, at("10:10:00"), high=patched)  # as if the vendor's bar had the tick
+    with live.repairing() as repair:
+        repair.until(lambda: repair.fact("open_gaps") == 0 and repair.fact("looks") >= 1)
+        live.lose(*(LossInterval(KEY, at(f"10:{m}:00"), at(f"10:{m + 1}:00"), "late") for m in (10, 20)))
+        repair.until(lambda: repair.fact("minutes_repaired") == 1)
+        live.turn(at("11:11:00"))
+        live.stream(at("11:00:00"), at("11:11:00"))
+        repair.until(lambda: repair.fact("losses_waiting") == 0 and repair.fact("minutes_confirmed") == 1)
+    minutes = world.bars(KEY, "1m").filter(pl.col("ts") >= at("10:00:00"), pl.col("ts") < at("11:00:00"))
+    told = minutes.filter((pl.col("source") != "live_aggregated") | ~pl.col("complete"))
+    assert told.select("ts", "source", "complete").rows() == [
+        (at("10:10:00"), "live_gap_filled", True),
+        (at("10:20:00"), "live_aggregated", False),
+    ]
+    assert minutes.filter(ts=at("10:10:00"))["high"].to_list() == [patched]
+    assert world.bars(KEY, "15m").filter(ts=at("10:15:00"))["complete"].to_list() == [False]
+    assert world.bars(KEY, "15m").filter(ts=at("10:00:00")).select("high", "complete").rows() == [(patched, True)]
+    assert live.losses() == []
+
+
 def test_what_is_away_is_waited_for_and_named_and_nothing_is_left_to_derive(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

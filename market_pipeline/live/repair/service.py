@@ -6,12 +6,13 @@ import asyncio
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import polars as pl
 import structlog
 
 from market_pipeline.breaker import Breakers
+from market_pipeline.bus.losses import LossInterval
 from market_pipeline.errors import (
     BusAuthError,
     InputError,
@@ -30,6 +31,7 @@ from market_pipeline.history.repair import minutes_left, request_ranges
 from market_pipeline.history.reports import DeriveReport, SymbolLoad
 from market_pipeline.history.runtime import Clock, Runtime, open_runtime, utc_now
 from market_pipeline.history.wanted import midnight, minutes_of
+from market_pipeline.live.repair.demote import complete_though_late, demote
 from market_pipeline.live.repair.losses import KnownLosses, lost_minutes
 from market_pipeline.live.repair.search import asks_apart, end_of_history, search, settled
 from market_pipeline.live.service import Fact, ServiceHealth
@@ -45,6 +47,7 @@ from market_pipeline.vendors.polygon import BREAKER
 log = structlog.get_logger(__name__)
 
 AGAIN_S = 5.0
+MINUTE = timedelta(minutes=1)
 STOP_S = 15.0
 """A look that is under way gets so long to end; what it has published by then is stored by whoever drains the bus."""
 
@@ -204,11 +207,13 @@ class RepairService:
         todo: list[tuple[Instrument, list[Interval]]] = []
         apart, vendor = asks_apart(self._settings, len(self._instruments)), self._breakers.of(BREAKER)
         for each in self._instruments:
-            lost = lost_minutes([loss for loss in recorded if loss.symbol == each.key], stored.get(each.key, []))
-            wanted = await asyncio.to_thread(search, rt, each, spans[each.key], lost, now)
+            own = [loss for loss in recorded if loss.symbol == each.key]
             if self._looked_at is None and spans[each.key][0] < due:
                 # A crash between a repair and its derivation leaves no trace: all it may have touched is derived again.
                 self._underived.setdefault(each.key, [(spans[each.key][0], due)])
+            await self._demote(rt, each, own)
+            lost = lost_minutes(own, stored.get(each.key, []))
+            wanted = await asyncio.to_thread(search, rt, each, spans[each.key], lost, now)
             # A thin market lacks a minute every few minutes: they are asked for together.
             asked = self._asked.get(each.key)
             waits = vendor.state == "open" or (asked is not None and now - asked < apart)
@@ -230,6 +235,15 @@ class RepairService:
         self._counts.looks += 1
         for error in sorted(failures, key=lambda one: isinstance(one, RangeNotLoaded)):
             raise error
+
+    async def _demote(self, rt: Runtime, instrument: Instrument, losses: Sequence[LossInterval]) -> None:
+        """Let bars that a tick came too late for be incomplete, so that they are found and asked for."""
+        bars = await asyncio.to_thread(complete_though_late, rt, instrument, losses)
+        if bars.height:
+            # Noted first: what has landed must be derived, whatever becomes of the rest.
+            spans = [(opened, opened + MINUTE) for opened in bars["ts"].to_list()]
+            self._underived[instrument.key] = merged([*self._underived.get(instrument.key, []), *spans])
+            await demote(rt, instrument, bars)
 
     def _span(self, instrument: Instrument, lost: Sequence[datetime], now: datetime) -> Interval:
         """Return what is looked at: at first up to now, so that the seam shows; later where live bars had time."""
