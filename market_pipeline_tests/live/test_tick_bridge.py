@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from market_pipeline.bus.dead_letters import list_dead_letters
 from market_pipeline.bus.latest import LatestValues
 from market_pipeline.bus.session import BusSession, open_bus
 from market_pipeline.bus.streams import TICKS
-from market_pipeline.bus.tick_envelope import LATE, LOSS_MARGIN
+from market_pipeline.bus.tick_envelope import LATE, LOSS_MARGIN, EncodedTicks
 from market_pipeline.local.stack import Stack
 from market_pipeline.settings import Settings
 from market_pipeline.stores.ticks import TickReader, TickStore
@@ -197,6 +198,39 @@ async def test_what_cannot_be_stored_goes_to_dead_letters_and_the_rest_lands(
     assert values(stored(reader, "EURUSD")) == values(frame)
     reasons = sorted(str(letter.reason) for letter in await list_dead_letters(bus.js))
     assert reasons == ["insert_failed", "malformed_row", "unreadable_envelope", "unreadable_payload"]
+
+
+async def test_a_heartbeat_whose_loss_is_refused_goes_to_dead_letters_and_the_rest_lands(
+    bus: BusSession, settings: Settings, reader: TickReader
+) -> None:
+    """It has no rows, so that nothing of it is judged before its loss is recorded."""
+    frame, batches = run_of("EURUSD", 40, 10)
+    alive = frame["ts"][20]
+    began = {"session_started": alive, "lost_from": alive - timedelta(seconds=5)}
+    endless = secrets.token_hex(5000)  # longer than PostgreSQL's index takes
+
+    def beat(symbol: str, **said: Any) -> EncodedTicks:
+        heartbeat = encoded(frame.clear(), symbol=symbol, alive_at=alive, number=1)
+        return replace(heartbeat, headers=replace(heartbeat.headers, **said))
+
+    poison = [
+        beat(endless, **began),
+        beat("EURUSD", session_id="nul\0", **began),
+        beat("EURUSD", session_id="half \udc80", **began),
+    ]
+    async with bridging(settings) as service:
+        for each in poison:
+            await bus.nc.publish("market.EURUSD.tick", b"", headers=each.headers.to_nats())
+        await publish(bus, [*batches[:2], beat("EURUSD", session_id="good", **began), *batches[2:]])
+        await drained(bus)
+        await until(lambda: service.health().facts["dead_letters"] == 3)
+        assert service.health().healthy, service.health().problems
+    assert values(stored(reader, "EURUSD")) == values(frame)
+    assert lost(reader, "EURUSD") == [(alive - timedelta(seconds=5), alive, "session")]
+    letters = {letter.stream_seq: letter for letter in await list_dead_letters(bus.js)}
+    assert [str(letters[seq].reason) for seq in sorted(letters)] == ["insert_failed", *["unreadable_envelope"] * 2]
+    assert "index row" in letters[1].last_error
+    assert "NUL" in letters[2].last_error
 
 
 async def test_messages_that_expired_unstored_are_a_recorded_loss(

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from market_pipeline.bus.consumer import Delivery
+from market_pipeline.bus.header_fields import unreadable
 from market_pipeline.bus.tick_envelope import TickHeaders, decode_tick_batch
 from market_pipeline.errors import UnreadableBatch
 from market_pipeline.stores.ticks import TickBatch
@@ -44,6 +45,16 @@ class Group:
         """Return the highest sequence in the stream."""
         return max(each.stream_seq for each in self.deliveries)
 
+    def bringer(self, loss: TickLoss) -> Delivery:
+        """Return the delivery that a loss was told by: the first of its symbol and session."""
+        told_by = (loss.symbol, loss.session_id)
+        seq = next(
+            seq
+            for seq, headers in zip(self.seqs, self.headers, strict=True)
+            if (headers.symbol, headers.session_id) == told_by
+        )
+        return next(each for each in self.deliveries if each.stream_seq == seq)
+
 
 def decode_group(deliveries: Sequence[Delivery]) -> Group:
     """Read envelopes and payloads; what cannot be read does not hold up the rest."""
@@ -51,6 +62,7 @@ def decode_group(deliveries: Sequence[Delivery]) -> Group:
     for delivery in deliveries:
         try:
             headers = TickHeaders.from_nats(delivery.headers)
+            _check_texts(headers)
             frame = decode_tick_batch(delivery.payload, headers)
         except UnreadableBatch as error:
             group.unstorable.append(Unstorable(delivery, error.reason, str(error)))
@@ -72,6 +84,18 @@ def decode_group(deliveries: Sequence[Delivery]) -> Group:
         )
         group.sources.append((delivery, headers))
     return group
+
+
+def _check_texts(headers: TickHeaders) -> None:
+    """Refuse texts that PostgreSQL has none of: a heartbeat's would be judged nowhere else."""
+    for name in ("symbol", "collector_id", "session_id", "correlation_id"):
+        text: str = getattr(headers, name)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise unreadable(f"{name} {text[:40]!a} is no Unicode text") from None
+        if "\0" in text:
+            raise unreadable(f"{name} {text[:40]!r} holds a NUL")
 
 
 def parted(headers: Iterable[TickHeaders]) -> list[TickLoss]:

@@ -155,44 +155,51 @@ class TickMover:
 
     async def _settle(self, group: Group) -> None:
         """Store a group, bury what cannot be stored, keep the place, acknowledge: in this order."""
-        if self._place.missed and (known := {each.symbol for each in group.headers} & self._place.missed.keys()):
-            losses = self._place.losses(group.headers)
-            await self._patient.patiently(lambda: self._store.record_losses(losses))
-            self._counts.expired_losses += len(losses)
-            self._place = self._place.without(known)
+        unrecorded: list[tuple[TickLoss, str]] = []
+        place = self._place
+        if place.missed and (known := {each.symbol for each in group.headers} & place.missed.keys()):
+            losses = place.losses(group.headers)
+            unrecorded = await self._patient.record(losses)
+            self._counts.expired_losses += len(losses) - len(unrecorded)
+            place = place.without(known)
         results, given_up = await self._patient.commit(group.batches) if group.batches else ([], set())
         committed = now_ms()
-        numbered, missing = self._place.numbered(zip(group.seqs, group.headers, strict=True))
-        await self._note_losses(group, results, missing)
+        numbered, missing = place.numbered(zip(group.seqs, group.headers, strict=True))
+        begun = [loss for loss in parted(group.headers) if self._told.get(loss.symbol) != loss.session_id]
+        unrecorded += await self._note_losses(group, results, begun, missing)
         bad = [
             *group.unstorable,
             *(
-                Unstorable(delivery, Reason.INSERT_FAILED if place in given_up else Reason.MALFORMED_ROW, result.detail)
-                for place, ((delivery, _), result) in enumerate(zip(group.sources, results, strict=True))
+                Unstorable(delivery, Reason.INSERT_FAILED if at in given_up else Reason.MALFORMED_ROW, result.detail)
+                for at, ((delivery, _), result) in enumerate(zip(group.sources, results, strict=True))
                 if result.outcome is Outcome.REJECTED
             ),
+            *(Unstorable(group.bringer(loss), Reason.INSERT_FAILED, why) for loss, why in unrecorded),
         ]
         self._count(group, results, committed)
+        buried: set[int] = set()
         for each in bad:
-            await self._bury(each)
-        buried = {each.delivery.stream_seq for each in bad}
+            if each.delivery.stream_seq not in buried:  # a batch may be refused, and what it says of losses too
+                await self._bury(each)
+                buried.add(each.delivery.stream_seq)
+        self._told |= {loss.symbol: loss.session_id for loss in begun}
         self._place = numbered.moved(group.last_seq)
         await self._save()
         await self._consumer.ack(each for each in group.deliveries if each.stream_seq not in buried)
 
-    async def _note_losses(self, group: Group, results: list[BatchResult], missing: list[TickLoss]) -> None:
+    async def _note_losses(
+        self, group: Group, results: list[BatchResult], begun: list[TickLoss], missing: list[TickLoss]
+    ) -> list[tuple[TickLoss, str]]:
         """Record the time that the collector itself calls lost, and that of batches which are missing or refused.
 
         The minutes are repaired from the vendor's bars; the ticks are not, so their absence stays on record here.
+        Returns the losses that the store refuses, and why.
         """
-        losses = [loss for loss in parted(group.headers) if self._told.get(loss.symbol) != loss.session_id]
-        self._told |= {loss.symbol: loss.session_id for loss in losses}
         for loss in missing:
             log.error(
                 "tick_batches_missing", symbol=loss.symbol, start=loss.start.isoformat(), end=loss.end.isoformat()
             )
-        if losses := losses + missing:
-            await self._patient.patiently(lambda: self._store.record_losses(losses))
+        unrecorded = await self._patient.record(begun + missing)
         rejected = [
             TickLoss(headers.symbol, headers.first_ts, headers.last_ts + MILLISECOND, "rejected", headers.session_id)
             for (_, headers), result in zip(group.sources, results, strict=True)
@@ -203,6 +210,7 @@ class TickMover:
                 await self._patient.patiently(lambda loss=loss: self._store.record_losses([loss]))  # type: ignore[misc]
             except StoreQueryError as error:  # what the store refuses of a batch, its symbol, it refuses here too
                 log.error("rejected_ticks_not_recorded_as_lost", symbol=loss.symbol[:40], error=str(error))
+        return unrecorded
 
     def _count(self, group: Group, results: list[BatchResult], committed: int) -> None:
         counts = self._counts

@@ -11,7 +11,7 @@ import structlog
 from market_pipeline.breaker import Breaker
 from market_pipeline.errors import StoreQueryError, StoreUnreachable
 from market_pipeline.live.tick_bridge.meter import Counts
-from market_pipeline.stores.ticks import BatchResult, Outcome, TickBatch, TickStore
+from market_pipeline.stores.ticks import BatchResult, Outcome, TickBatch, TickLoss, TickStore
 from market_pipeline.tasks import pause
 
 log = structlog.get_logger(__name__)
@@ -19,7 +19,7 @@ log = structlog.get_logger(__name__)
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.25, 5.0
 PROBE_S = 1.0
 MAX_ATTEMPTS = 10
-"""Attempts after which a batch that the store refuses, while it takes others, goes to dead letters."""
+"""Attempts after which a message that the store refuses, while it takes others, goes to dead letters."""
 REFUSED_WAIT_S = 0.2
 
 T = TypeVar("T")
@@ -31,6 +31,10 @@ class TermEnded(Exception):
 
 class StoreAway(Exception):
     """The breaker of the tick store has opened: what is held is given back."""
+
+
+class _GivenUp(Exception):
+    """The store refuses one thing while it takes others; the message is what it said."""
 
 
 class PatientStore:
@@ -89,26 +93,43 @@ class PatientStore:
         try:
             return await self._commit(batches), set()
         except StoreQueryError as error:
-            said = str(error)
-            log.warning("tick_group_refused", batches=len(batches), error=said)
+            log.warning("tick_group_refused", batches=len(batches), error=str(error))
         results: list[BatchResult] = []
         given_up: set[int] = set()
         for place, batch in enumerate(batches):
-            result = await self._alone(batch)
-            if result is None:
+            try:
+                results += await self._alone(lambda batch=batch: self._commit([batch]))  # type: ignore[misc]
+            except _GivenUp as error:
                 given_up.add(place)
-                result = BatchResult(batch.batch_id, Outcome.REJECTED, said)
-            results.append(result)
+                results.append(BatchResult(batch.batch_id, Outcome.REJECTED, str(error)))
         return results, given_up
 
-    async def _alone(self, batch: TickBatch) -> BatchResult | None:
-        """Store one batch; None when the store refuses it again and again while it takes a tick of the probe."""
+    async def record(self, losses: Sequence[TickLoss]) -> list[tuple[TickLoss, str]]:
+        """Record losses; where the store refuses that, each alone. Return those that were given up, and why."""
+        if not losses:
+            return []
+        try:
+            await self._record(losses)
+            return []
+        except StoreQueryError as error:
+            log.warning("tick_losses_refused", losses=len(losses), error=str(error))
+        given_up: list[tuple[TickLoss, str]] = []
+        for loss in losses:
+            try:
+                await self._alone(lambda loss=loss: self._record([loss]))  # type: ignore[misc]
+            except _GivenUp as error:
+                given_up.append((loss, str(error)))
+        return given_up
+
+    async def _alone(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Do what is of one message; _GivenUp when the store refuses it again and again while it takes the probe."""
         refused = 0
         while True:
             try:
-                return (await self._commit([batch]))[0]
+                return await work()
             except StoreQueryError as error:
-                log.debug("tick_batch_refused_by_store", batch_id=batch.batch_id, error=str(error))
+                said = str(error)
+                log.debug("one_refused_by_tick_store", error=said)
             try:
                 await self.patiently(self.store.probe)
                 refused += 1
@@ -116,7 +137,7 @@ class PatientStore:
             except StoreQueryError as error:
                 self.problem = str(error)  # it refuses everything: not the batch's fault
             if refused >= MAX_ATTEMPTS:
-                return None
+                raise _GivenUp(said)
             await self._sleep(REFUSED_WAIT_S if refused else LONGEST_WAIT_S)
 
     async def _commit(self, batches: Sequence[TickBatch]) -> list[BatchResult]:
@@ -124,6 +145,9 @@ class PatientStore:
         self._counts.transactions += 1
         self._counts.superseded += report.superseded
         return list(report.results)
+
+    async def _record(self, losses: Sequence[TickLoss]) -> None:
+        await self.patiently(lambda: self.store.record_losses(losses))
 
     async def _sleep(self, seconds: float) -> None:
         if await pause(self._ended, seconds):

@@ -106,7 +106,7 @@ def errors(settings: PostgresSettings) -> Iterator[None]:
     """Turn the driver's errors into StoreUnreachable, StoreAuthError and StoreQueryError."""
     try:
         yield
-    except (psycopg.Error, OSError) as error:
+    except (psycopg.Error, OSError, UnicodeEncodeError) as error:
         raise translate(error, settings) from error
 
 

@@ -27,7 +27,7 @@ from market_pipeline.stores.ticks.batch import BatchResult, Outcome, StoreReport
 from market_pipeline.stores.ticks.connection import AsyncConnection, connect, errors, rows
 from market_pipeline.stores.ticks.copy_format import encode_rows
 from market_pipeline.stores.ticks.judging import MAX_BATCH_ID, days_of, judge
-from market_pipeline.stores.ticks.losses import LOSSES_SCHEMA, Loss, parameters
+from market_pipeline.stores.ticks.losses import LOSSES_SCHEMA, Loss, TickLoss, parameters
 from market_pipeline.stores.ticks.migrations import Layout
 from market_pipeline.stores.ticks.sql_files import load_sql
 
@@ -96,7 +96,7 @@ class TickStore:
             await connection.close()
 
     async def probe(self) -> float:
-        """Prove that market_ticks answers: copy a tick of now into it, read it back, and undo that; return seconds."""
+        """Prove that the tables answer: store a tick of now and a loss, read the tick, undo that; return seconds."""
         began = time.monotonic()
         batch_id, ts = secrets.randbelow(MAX_BATCH_ID) + 1, datetime.now(UTC).replace(microsecond=0)
         row = {"symbol": "probe", "ts": ts, "kind": "quote", "bid": 1.0, "ask": 1.0, "received_at": ts}
@@ -109,6 +109,8 @@ class TickStore:
             if await rows(connection, "probe_read", values) != [(1,)]:
                 where = f"PostgreSQL at {self._settings.host}:{self._settings.port}"
                 raise StoreQueryError(f"{where} took a tick into market_ticks and does not return it")
+            loss = TickLoss("probe", ts, ts + timedelta(seconds=1), "probe", str(batch_id))
+            await connection.execute(load_sql("losses_record"), parameters([loss]))
         return time.monotonic() - began
 
     async def store(self, batches: Sequence[TickBatch], *, min_epoch: int | Mapping[str, int] = 0) -> StoreReport:
