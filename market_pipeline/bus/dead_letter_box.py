@@ -27,7 +27,8 @@ from market_pipeline.bus.envelope import encode_batches
 from market_pipeline.bus.kv import KV_ERRORS, open_bucket
 from market_pipeline.bus.publisher import Publisher
 from market_pipeline.bus.session import BusSession
-from market_pipeline.bus.streams import DEAD_LETTERS, bus_error
+from market_pipeline.bus.streams import DEAD_LETTERS, TICKS, bus_error
+from market_pipeline.bus.tick_envelope import REPLAYED
 from market_pipeline.errors import BusUnreachable, InputError
 from market_pipeline.market.bars import BAR_SCHEMA, split_valid
 
@@ -166,6 +167,7 @@ class DeadLetterBox:
         In this order a crash in between leaves both: the next replay sends the message once more, which the store's
         key absorbs. Its payload and headers are the original ones; its Nats-Msg-Id is new, so that the stream does not
         take it for the one that failed. A row that was refused alone goes as a batch of its own, if it is valid now.
+        Ticks say that they are replayed: else their store would pass over those of a collector that is gone.
 
         Raises:
             NotReplayable: the letter stays.
@@ -178,7 +180,10 @@ class DeadLetterBox:
             )
         if not (letter.stream and letter.subject):
             raise NotReplayable("it does not say where it came from: drop it")
-        if letter.reason is Reason.MALFORMED_ROW:
+        if letter.stream == TICKS:  # whole batches, those with a malformed row too
+            headers = {**letter.headers, REPLAYED: "1"}
+            await self._publisher.publish_message(letter.subject, letter.payload, headers)
+        elif letter.reason is Reason.MALFORMED_ROW:
             [batch] = encode_batches(_row(letter), correlation_id=letter.correlation_id)
             await self._publisher.publish(batch, letter.subject)
         else:

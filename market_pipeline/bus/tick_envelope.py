@@ -34,6 +34,7 @@ from market_pipeline.tick_payload import UNREADABLE, decode_columns, encode_tick
 __all__ = [
     "LATE",
     "LOSS_MARGIN",
+    "REPLAYED",
     "TICK_SCHEMA_VERSION",
     "VENDOR_STREAM",
     "EncodedTicks",
@@ -59,6 +60,8 @@ LOSS_MARGIN = timedelta(seconds=1)
 
 # Hundreds of batches a second say the same of these: only what is unusual is sent.
 _SOURCE, _CORRELATION_ID = "Source", "Correlation-Id"
+# Ours among a letter's own headers, so that it does not stay with a message that goes to dead letters once more.
+REPLAYED = "Dead-Letter-Replayed"
 _OPTIONAL_NUMBERS = {"number": ("No", 0), "covers": ("Covers", 1)}  # header, and the value that is not sent
 _OPTIONAL_TIMES = {"first_ts": "First-Ts", "last_ts": "Last-Ts", "lost_from": "Lost-From"}
 _FIELDS = Fields(
@@ -91,6 +94,8 @@ class TickHeaders:
         batch was lost; 0 where the producer does not count. One that is published again keeps it.
     covers: the numbers up to `number` that the batch stands for, because it was published instead of those.
     stages: epoch ms, `received` (the first row by the collector) and `published`.
+    replayed: it was a dead letter and is sent again, long after its time: a store takes it whatever its epoch, and
+        nothing of what it says is news of its symbol.
     """
 
     batch_id: int
@@ -109,6 +114,7 @@ class TickHeaders:
     covers: int = 1
     source: str = VENDOR_STREAM
     stages: dict[str, int] = field(default_factory=dict)
+    replayed: bool = False
 
     @property
     def proven_until(self) -> datetime:
@@ -142,6 +148,8 @@ class TickHeaders:
             headers[_SOURCE] = text_field(self.source)
         if self.correlation_id != usual_correlation_id(self.batch_id):
             headers[_CORRELATION_ID] = text_field(self.correlation_id)
+        if self.replayed:
+            headers[REPLAYED] = "1"
         return headers | stage_fields(self.stages)
 
     @classmethod
@@ -167,7 +175,7 @@ class TickHeaders:
         first, last = values.get("first_ts"), values.get("last_ts")
         if values["rows"] and (first is None or last is None or last < first):
             raise unreadable(f"Rows is {values['rows']}, but First-Ts and Last-Ts are missing or out of order")
-        return cls(**values, stages=read_stages(given))
+        return cls(**values, stages=read_stages(given), replayed=REPLAYED in given)
 
 
 def usual_correlation_id(batch_id: int) -> str:

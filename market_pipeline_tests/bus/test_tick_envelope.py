@@ -36,6 +36,7 @@ HEADERS = TickHeaders(
     alive_at=NOW,
     lost_from=NOW - timedelta(minutes=2),
     stages={"received": 1_700_000_000_000},
+    replayed=True,
 )
 
 

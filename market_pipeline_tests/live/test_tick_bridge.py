@@ -18,7 +18,8 @@ import polars as pl
 import pytest
 from pydantic import SecretStr
 
-from market_pipeline.bus.dead_letters import list_dead_letters
+from market_pipeline.bus.dead_letter_box import DeadLetterBox
+from market_pipeline.bus.dead_letters import DeadLetter, Reason, Selection, list_dead_letters, publish_letter
 from market_pipeline.bus.latest import LatestValues
 from market_pipeline.bus.session import BusSession, open_bus
 from market_pipeline.bus.streams import TICKS
@@ -372,6 +373,38 @@ async def test_a_collector_that_lost_its_lease_is_fenced(
         assert service.health().facts["fenced"] == 1
     assert values(stored(reader, "EURUSD")) == values(new)
     assert [cause for _, _, cause in lost(reader, "EURUSD")] == ["lease"]
+
+
+async def test_a_dead_letter_of_a_collector_that_is_gone_is_stored_when_it_is_replayed(
+    bus: BusSession, settings: Settings, reader: TickReader
+) -> None:
+    """Exactly once, and beside the ticks of who came after it; what both saw stays once."""
+    frame, [before, refused] = run_of("EURUSD", 20, 10, epoch=6)
+    both = encoded(frame[15:16], epoch=7)  # the successor had this one too
+    later, after = run_of("EURUSD", 10, 10, epoch=7, start_ms=1000)
+    subject, headers = "market.EURUSD.tick", refused.headers.to_nats()
+    letter = DeadLetter(Reason.INSERT_FAILED, TICKS, subject, 2, "c", refused.payload, "no", headers=headers)
+    malformed = replace(letter, reason=Reason.MALFORMED_ROW, stream_seq=3)
+    box = DeadLetterBox(bus)
+    async with bridging(settings) as service:
+        await publish(bus, [before, both, *after])
+        await drained(bus)
+        await publish_letter(bus.js, letter)
+        await publish_letter(bus.js, malformed)
+        assert (await box.replay_all(Selection())).replayed == 2
+        await drained(bus)
+        await until(lambda: service.health().facts["duplicates"] == 1)
+        facts = service.health().facts
+        assert (facts["fenced"], facts["superseded"], facts["dead_letters"]) == (0, 1, 0)
+        # it reigns no more than before: what it sends without being asked is fenced
+        await publish(bus, [encoded(frame[:1], epoch=6)])
+        await drained(bus)
+        assert service.health().facts["fenced"] == 1
+        await asyncio.sleep(0.5)
+        latest = await LatestValues(bus).get(["EURUSD"])
+        assert latest["EURUSD"].bid == later["bid"][-1], "an old tick is no latest value"
+    assert values(stored(reader, "EURUSD")) == values(pl.concat([frame, later]))
+    assert (await box.unread()).total == 0
 
 
 async def test_probe_health_and_latest_values(bus: BusSession, settings: Settings) -> None:

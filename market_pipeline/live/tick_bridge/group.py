@@ -40,6 +40,11 @@ class Group:
     sources: list[tuple[Delivery, TickHeaders]] = field(default_factory=list)
     unstorable: list[Unstorable] = field(default_factory=list)
 
+    def told(self) -> list[tuple[int, TickHeaders]]:
+        """Return sequence and headers of what is news of its symbol: of all but replayed dead letters."""
+        pairs = zip(self.seqs, self.headers, strict=True)
+        return [(seq, headers) for seq, headers in pairs if not headers.replayed]
+
     @property
     def last_seq(self) -> int:
         """Return the highest sequence in the stream."""
@@ -80,6 +85,7 @@ def decode_group(deliveries: Sequence[Delivery]) -> Group:
                 headers.collector_id,
                 headers.session_id,
                 headers.correlation_id,
+                headers.replayed,
             )
         )
         group.sources.append((delivery, headers))

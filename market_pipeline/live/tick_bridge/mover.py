@@ -156,16 +156,17 @@ class TickMover:
     async def _settle(self, group: Group) -> None:
         """Store a group, bury what cannot be stored, keep the place, acknowledge: in this order."""
         unrecorded: list[tuple[TickLoss, str]] = []
-        place = self._place
-        if place.missed and (known := {each.symbol for each in group.headers} & place.missed.keys()):
-            losses = place.losses(group.headers)
+        place, told = self._place, group.told()
+        if place.missed and (known := {headers.symbol for _, headers in told} & place.missed.keys()):
+            losses = place.losses(headers for _, headers in told)
             unrecorded = await self._patient.record(losses)
             self._counts.expired_losses += len(losses) - len(unrecorded)
             place = place.without(known)
         results, given_up = await self._patient.commit(group.batches) if group.batches else ([], set())
         committed = now_ms()
-        numbered, missing = place.numbered(zip(group.seqs, group.headers, strict=True))
-        begun = [loss for loss in parted(group.headers) if self._told.get(loss.symbol) != loss.session_id]
+        numbered, missing = place.numbered(told)
+        begun = parted(headers for _, headers in told)
+        begun = [loss for loss in begun if self._told.get(loss.symbol) != loss.session_id]
         unrecorded += await self._note_losses(group, results, begun, missing)
         bad = [
             *group.unstorable,
@@ -199,7 +200,8 @@ class TickMover:
             log.error(
                 "tick_batches_missing", symbol=loss.symbol, start=loss.start.isoformat(), end=loss.end.isoformat()
             )
-        unrecorded = await self._patient.record(begun + missing)
+        again = parted(headers for headers in group.headers if headers.replayed)
+        unrecorded = await self._patient.record(begun + missing + again)
         rejected = [
             TickLoss(headers.symbol, headers.first_ts, headers.last_ts + MILLISECOND, "rejected", headers.session_id)
             for (_, headers), result in zip(group.sources, results, strict=True)
@@ -226,9 +228,10 @@ class TickMover:
         for result in results:
             counts.duplicates += result.outcome is Outcome.DUPLICATE
             counts.fenced += result.outcome is Outcome.FENCED
-        received = [headers.stages["received"] for _, headers in stored if "received" in headers.stages]
+        fresh = [(batch, headers) for batch, headers in stored if not headers.replayed]
+        received = [headers.stages["received"] for _, headers in fresh if "received" in headers.stages]
         self._meter.stored(ticks, [committed - each for each in received])
-        self._latest.take(batch for batch, _ in stored)
+        self._latest.take(batch for batch, _ in fresh)
 
     async def _bury(self, bad: Unstorable) -> None:
         """Send a message to dead letters; it leaves the consumer only after that was acknowledged."""

@@ -19,6 +19,7 @@ class TickBatch:
     batch_id: 1 … 2^63 − 1, given by the collector: the same whenever the message is delivered again.
     symbol: the key, of every row. epoch: of the lease under which the collector worked, rising from owner to owner.
     frame: columns of STORED_TICK_SCHEMA (as `decode_ticks` returns them), in the order of arrival.
+    replayed: a dead letter that is sent again: its collector had the lease when it sent it first, so it is not fenced.
     """
 
     batch_id: int
@@ -28,6 +29,7 @@ class TickBatch:
     collector_id: str = ""
     session_id: str = ""
     correlation_id: str = ""
+    replayed: bool = False
 
     @property
     def rows(self) -> int:

@@ -118,9 +118,9 @@ class TickStore:
 
         A batch stored before is a duplicate, and one of a lower epoch than the highest stored for its symbol (or than
         `min_epoch`: one for all, or by symbol) is fenced: both are left out, and time that only the fenced batch may
-        have covered is recorded as lost (cause `lease`). Where collectors of two epochs sent the same ticks, they stay
-        once. Give batches in the order of the stream: of calls at once either may be the first. A batch that cannot be
-        ticks is rejected alone.
+        have covered is recorded as lost (cause `lease`). A dead letter that is replayed is not fenced. Where collectors
+        of two epochs sent the same ticks, they stay once. Give batches in the order of the stream: of calls at once
+        either may be the first. A batch that cannot be ticks is rejected alone.
         """
         # outside the lock, so that the batches of the next call are prepared while PostgreSQL takes these
         judged, wanted, days, encoded = await asyncio.to_thread(_prepare, batches)

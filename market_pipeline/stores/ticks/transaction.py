@@ -43,7 +43,8 @@ class _Reign:
                 (ts for ts in (self.overlap_until, self.last_ts, stored_until) if ts is not None), default=None
             )
             self.epoch, self.first_ts, self.raised = batch.epoch, batch.first_ts, True
-        self.overlaps[self.epoch] = self.overlap_until
+        if batch.epoch == self.epoch:  # else it is replayed, and changes no reign
+            self.overlaps[self.epoch] = self.overlap_until
         self.last_ts = batch.last_ts if self.last_ts is None else max(self.last_ts, batch.last_ts)
 
 
@@ -51,6 +52,7 @@ class _Reign:
 class _Plan:
     results: dict[int, BatchResult] = field(default_factory=dict)
     stored: list[TickBatch] = field(default_factory=list)
+    replayed: list[TickBatch] = field(default_factory=list)  # those of the stored ones whose reign is over
     fenced: list[TickBatch] = field(default_factory=list)
 
 
@@ -71,6 +73,7 @@ async def store(
             all_are_new = len(plan.stored) == len(batches)
             await copy_ticks(connection, encoded if all_are_new else await asyncio.to_thread(encode, plan.stored))
             superseded = await _settle_reigns(connection, plan.stored, reigns)
+            superseded += await _settle_replayed(connection, plan.replayed)
         if lost := [loss for batch in plan.fenced if (loss := _loss(batch, reigns[batch.symbol]))]:
             await connection.execute(load_sql("losses_record"), parameters(lost))
     return StoreReport(
@@ -99,12 +102,14 @@ async def _plan(
         floor = floors if isinstance(floors, int) else floors.get(batch.symbol, 0)
         if batch.batch_id in known:
             result = BatchResult(batch.batch_id, Outcome.DUPLICATE)
-        elif batch.epoch < max(reign.epoch, floor):
+        elif batch.epoch < max(reign.epoch, floor) and not batch.replayed:
             detail = f"epoch {batch.epoch} of {batch.collector_id or 'its collector'}, {max(reign.epoch, floor)} reigns"
             result = BatchResult(batch.batch_id, Outcome.FENCED, detail)
             plan.fenced.append(batch)
         else:
-            if batch.epoch > reign.epoch and batch.symbol not in stored_until:
+            if batch.epoch < reign.epoch:
+                plan.replayed.append(batch)
+            elif batch.epoch > reign.epoch and batch.symbol not in stored_until:
                 stored_until[batch.symbol] = await _stored_until(connection, batch.symbol)
             reign.take(batch, stored_until.get(batch.symbol))
             result = BatchResult(batch.batch_id, Outcome.STORED)
@@ -167,6 +172,15 @@ async def _settle_reigns(connection: AsyncConnection, stored: list[TickBatch], r
         for epoch, until in sorted(reign.overlaps.items()):
             fresh = [batch for batch in stored if (batch.symbol, batch.epoch) == (symbol, epoch)]
             superseded += await _supersede(connection, symbol, epoch, fresh, until)
+    return superseded
+
+
+async def _settle_replayed(connection: AsyncConnection, replayed: list[TickBatch]) -> int:
+    """Take away what other collectors sent as well; return its number."""
+    superseded = 0
+    for symbol, epoch in sorted({(batch.symbol, batch.epoch) for batch in replayed}):
+        fresh = [batch for batch in replayed if (batch.symbol, batch.epoch) == (symbol, epoch)]
+        superseded += await _supersede(connection, symbol, epoch, fresh, max(batch.last_ts for batch in fresh))
     return superseded
 
 
