@@ -21,17 +21,18 @@ from market_pipeline.vendors.polygon.stream.events import (
 
 SAMPLES = Path(__file__).parents[3] / "shared" / "data" / "vendor_websocket_samples.json"
 SYMBOLS = {"EUR/USD": "EURUSD", "EUR-USD": "EURUSD", "BTC-USD": "BTCUSD", "USD/CNH": "USDCNH", "MSFT": "MSFT"}
+NOW = 1_700_000_001_000
 QUOTE = {"ev": "C", "p": "EUR/USD", "x": 48, "a": 1.1001, "b": 1.1, "t": 1_700_000_000_000}
 
 
 def read(*events: Any, counters: EventCounters | None = None) -> list[StreamTick]:
     counters = counters or EventCounters()
-    return ticks_of(decode_frame(json.dumps(events).encode(), counters), SYMBOLS, 5, counters)
+    return ticks_of(decode_frame(json.dumps(events).encode(), counters), SYMBOLS, NOW, counters)
 
 
 def test_a_forex_quote() -> None:
     assert read(QUOTE) == [
-        StreamTick("EURUSD", 1_700_000_000_000, "quote", 1.1, 1.1001, None, None, "48", None, received_ms=5)
+        StreamTick("EURUSD", 1_700_000_000_000, "quote", 1.1, 1.1001, None, None, "48", None, received_ms=NOW)
     ]
 
 
@@ -55,10 +56,10 @@ def test_crypto_and_stocks() -> None:
     stock = {"ev": "T", "sym": "MSFT", "x": 4, "i": "1", "z": 3, "p": 114.1, "s": 100, "c": [0, 12], "t": 1536036818784}
     best = {"ev": "Q", "sym": "MSFT", "bx": 4, "bp": 114.1, "ax": 7, "ap": 114.2, "c": 0, "t": 1536036818784, "q": 5}
     assert read(trade, quote, stock, best) == [
-        StreamTick("BTCUSD", 1610462007425, "trade", None, None, 33021.9, 0.5, "3", "2", 5),
-        StreamTick("BTCUSD", 1610462411115, "quote", 1.0, 2.0, None, None, "1", None, 5),
-        StreamTick("MSFT", 1536036818784, "trade", None, None, 114.1, 100.0, "4", "0,12", 5),
-        StreamTick("MSFT", 1536036818784, "quote", 114.1, 114.2, None, None, "4/7", "0", 5),
+        StreamTick("BTCUSD", 1610462007425, "trade", None, None, 33021.9, 0.5, "3", "2", NOW),
+        StreamTick("BTCUSD", 1610462411115, "quote", 1.0, 2.0, None, None, "1", None, NOW),
+        StreamTick("MSFT", 1536036818784, "trade", None, None, 114.1, 100.0, "4", "0,12", NOW),
+        StreamTick("MSFT", 1536036818784, "quote", 114.1, 114.2, None, None, "4/7", "0", NOW),
     ]
 
 
@@ -84,6 +85,9 @@ def test_what_is_unknown_is_counted_and_the_rest_of_the_frame_is_read() -> None:
         {"b": "x"},
         {"t": None},
         {"t": 1_700_000_000},
+        {"t": NOW + 86_400_001},
+        {"t": 10**14 - 1},
+        {"x": "4\0"},
         {"t": 1_700_000_000_000_000_000},
         {"p": 5},
         {"t": "now"},
@@ -131,7 +135,7 @@ json_values = st.recursive(
 def test_every_event_is_a_tick_or_is_counted(events: list[dict[str, Any]]) -> None:
     counters = EventCounters()
     decoded = decode_frame(json.dumps(events).encode(), counters)
-    ticks = ticks_of(decoded, SYMBOLS, 5, counters)
+    ticks = ticks_of(decoded, SYMBOLS, NOW, counters)
     statuses = sum(1 for event in decoded if not hasattr(event, "tick"))
     assert len(ticks) + counters.bad + counters.unasked + counters.unknown.total() + statuses == len(events)
 

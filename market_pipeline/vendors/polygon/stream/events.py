@@ -18,8 +18,9 @@ from market_pipeline.market.ticks import QUOTE, TRADE
 
 Code = int | str | None
 Codes = int | str | list[int | str] | None
-# Milliseconds between 1973 and 5138: seconds, microseconds and nanoseconds lie outside.
-_EARLIEST_MS, _LATEST_MS = 10**11, 10**14
+# Later than 1973 and at most a day ahead: seconds, microseconds and nanoseconds lie outside. The tick store takes no
+# time further ahead, and would refuse the whole batch.
+_EARLIEST_MS, _AHEAD_MS = 10**11, 86_400_000
 _MOST_KINDS = 64
 
 
@@ -217,9 +218,11 @@ def ticks_of(
 ) -> list[StreamTick]:
     """Return the ticks among events, in their order; what is no tick of a symbol asked for is counted.
 
-    Well-formed is all that is asked of a price: a crossed quote or a price of zero is what the vendor says.
+    Well-formed is all that is asked of a price: a crossed quote or a price of zero is what the vendor says. A time more
+    than a day after `received_ms`, or a NUL in a code, is none that can be stored.
     """
     ticks: list[StreamTick] = []
+    latest_ms = received_ms + _AHEAD_MS
     for event in events:
         if isinstance(event, Status):
             continue
@@ -228,7 +231,12 @@ def ticks_of(
             counters.unasked += 1
             continue
         tick = event.tick(symbol, received_ms)
-        if tick is None or not _EARLIEST_MS < tick.ts_ms < _LATEST_MS:
+        if (
+            tick is None
+            or not _EARLIEST_MS < tick.ts_ms <= latest_ms
+            or (tick.exchange is not None and "\0" in tick.exchange)
+            or (tick.conditions is not None and "\0" in tick.conditions)
+        ):
             counters.bad += 1
             continue
         ticks.append(tick)
