@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.ipc
 
 from market_pipeline.bus.envelope import MAX_BYTES, new_batch_id, now_ms
-from market_pipeline.bus.header_fields import BatchFields, read_stages, stage_fields
+from market_pipeline.bus.header_fields import EVER_MS, BatchFields, read_stages, stage_fields
 from market_pipeline.bus.publisher import PubAck, Publisher
 from market_pipeline.bus.subjects import external_subject
 from market_pipeline.errors import InputError, PayloadTooLarge, UnreadableBatch
@@ -23,7 +23,10 @@ SCHEMA_VERSION = 1
 UNREADABLE = "unreadable_payload"
 _FIRST_ROWS = 16_384
 _FIELDS = BatchFields(
-    SCHEMA_VERSION, "a batch of observations", {"correlation_id": "Correlation-Id", "dataset": "Dataset"}
+    SCHEMA_VERSION,
+    "a batch of observations",
+    {"correlation_id": "Correlation-Id", "dataset": "Dataset"},
+    span_ms=EVER_MS,
 )
 
 

@@ -19,8 +19,11 @@ _STAGE = "Stage-"
 _STAGE_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 # Printable, and unchanged by NATS clients; all else is percent-encoded, `%` and spaces too.
 _SAFE = "/:.,;+@=()[]!*"
-_MIN_MS = to_ms(datetime.fromisoformat("0001-01-01T00:00:00+00:00"))
 _MAX_MS = to_ms(datetime.fromisoformat("9999-12-31T23:59:59+00:00"))
+# From the epoch to where the stores' types end; neither bars nor ticks are of other times.
+SPAN_MS = (0, to_ms(datetime.fromisoformat("2299-12-31T00:00:00+00:00")))
+# Observations may be of long ago; each row is judged by itself.
+EVER_MS = (to_ms(datetime.fromisoformat("0001-01-01T00:00:00+00:00")), _MAX_MS)
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Fields:
 
     version: the header Schema-Version; messages of another are refused, as what `kind` says that they are.
     texts, optional_texts: attribute to header; an optional one is left out where it is empty.
-    numbers: attribute to header and both bounds. times: attribute to header; epoch ms on the wire.
+    numbers: attribute to header and both bounds. times: attribute to header; epoch ms on the wire, within `span_ms`.
     """
 
     version: int
@@ -38,6 +41,7 @@ class Fields:
     numbers: Mapping[str, tuple[str, int, int]]
     times: Mapping[str, str]
     optional_texts: Mapping[str, str] = field(default_factory=dict)
+    span_ms: tuple[int, int] = SPAN_MS
 
     def write(self, envelope: object) -> dict[str, str]:
         """Return the fields of an envelope as headers, printable ASCII."""
@@ -70,7 +74,7 @@ class Fields:
         for name, (header, low, high) in self.numbers.items():
             values[name] = read_number(headers, header, low, high)
         for name, header in self.times.items():
-            values[name] = read_time(headers, header)
+            values[name] = read_time(headers, header, self.span_ms)
         for name, header in self.texts.items():
             values[name] = read_text(headers, header)
         for name, header in self.optional_texts.items():
@@ -141,9 +145,9 @@ def read_number(headers: Mapping[str, str], header: str, low: int, high: int) ->
     return value
 
 
-def read_time(headers: Mapping[str, str], header: str) -> datetime:
+def read_time(headers: Mapping[str, str], header: str, span_ms: tuple[int, int] = SPAN_MS) -> datetime:
     """Read epoch ms as a UTC datetime; raises UnreadableBatch."""
-    return from_ms(read_number(headers, header, _MIN_MS, _MAX_MS))
+    return from_ms(read_number(headers, header, *span_ms))
 
 
 def read_text(headers: Mapping[str, str], header: str, *, required: bool = True) -> str:

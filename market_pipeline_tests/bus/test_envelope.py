@@ -19,7 +19,7 @@ from market_pipeline.market.digest import value_digest
 from market_pipeline_tests.bus.bars import bars
 
 TEXT = st.text(st.characters(), max_size=40)
-MOMENT = st.datetimes(datetime(1, 1, 1), datetime(9999, 12, 30)).map(
+MOMENT = st.datetimes(datetime(1970, 1, 1), datetime(2299, 12, 30)).map(
     lambda at: at.replace(tzinfo=UTC, microsecond=at.microsecond // 1000 * 1000)
 )
 HEADERS = st.builds(
@@ -70,6 +70,8 @@ def test_headers_survive_the_wire(given_headers: BatchHeaders) -> None:
         ("Correlation-Id", None, "unreadable_envelope"),
         ("End-Ts", "0", "unreadable_envelope"),
         ("Start-Ts", "99999999999999999", "unreadable_envelope"),
+        ("Start-Ts", "-1", "unreadable_envelope"),
+        ("End-Ts", "10413792000001", "unreadable_envelope"),
         ("Stage-fetched", "soon", "unreadable_envelope"),
         ("Schema-Version", None, "unreadable_envelope"),
         ("Schema-Version", "2", "schema_version"),

@@ -114,6 +114,7 @@ def test_any_text_goes_round(symbol: str, session: str, epoch: int) -> None:
         ("Epoch", "x", "unreadable_envelope"),
         ("Symbol", "", "unreadable_envelope"),
         ("Alive-At", None, "unreadable_envelope"),
+        ("Alive-At", "-62135596800000", "unreadable_envelope"),  # nothing is earlier, no margin can be taken off
         ("Session-Started", "1e9", "unreadable_envelope"),
         ("Lost-From", "yesterday", "unreadable_envelope"),
         ("Schema-Version", "9", "schema_version"),
