@@ -158,7 +158,7 @@ def read_text(headers: Mapping[str, str], header: str, *, required: bool = True)
     if required and not text:
         raise unreadable(f"{header} is empty")
     try:
-        return unquote(text, errors="surrogatepass")
+        return unquote(text, errors="strict")  # halves of surrogate pairs are no text to any store
     except UnicodeDecodeError:
         raise unreadable(f"{header} is {text[:40]!r}, which is not percent-encoded UTF-8") from None
 

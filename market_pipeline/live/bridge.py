@@ -20,9 +20,10 @@ from market_pipeline.bus.consumer import BatchConsumer, Delivery
 from market_pipeline.bus.dead_letters import Reason
 from market_pipeline.bus.envelope import BatchHeaders, decode, now_ms
 from market_pipeline.bus.session import BusSession
-from market_pipeline.errors import UnreadableBatch
+from market_pipeline.errors import StoreQueryError, UnreadableBatch
 from market_pipeline.live.claims import Claims, waves
 from market_pipeline.live.inspection import inspect
+from market_pipeline.live.reading import RangeReader
 from market_pipeline.live.salvage import Salvage
 from market_pipeline.live.worker import BridgeStats, StreamWorker, insert_breaker
 from market_pipeline.market.bars import split_valid
@@ -58,6 +59,8 @@ class _Outcome:
     inserted: int = 0
     first_error: str = ""
     attempts: int | None = None
+    unread: StoreQueryError | None = None
+    """Why the store does not say what it has in the batch's range."""
 
     @property
     def writes(self) -> bool:
@@ -98,9 +101,11 @@ class BridgeWorker(StreamWorker):
     stats: BridgeStats = field(default_factory=BridgeStats)
     breaker: Breaker = field(default_factory=insert_breaker)
     _claims: Claims = field(default_factory=Claims)
+    _reader: RangeReader = field(init=False)
     _salvage: Salvage[_Outcome] = field(init=False)
 
     def __post_init__(self) -> None:
+        self._reader = RangeReader(lambda ranges: self._thread(self.bars.series_digests, ranges))
         self._salvage = Salvage(self._insert, lambda o: o.delivery.stream_seq, self._decoded, lambda o: o.writes)
 
     async def _store(self, group: list[Delivery]) -> None:
@@ -127,12 +132,14 @@ class BridgeWorker(StreamWorker):
         self, wave: list[tuple[Delivery, BatchHeaders]], ranges: list[BatchRange]
     ) -> Sequence[_Outcome]:
         """Compare a wave with what is stored and write what differs; return what each batch came to."""
-        stored = await self._thread(self.bars.series_digests, ranges)
+        stored = await self._reader.digests(ranges)
         outcomes: list[_Outcome] = []
-        for (delivery, headers), (rows, digest) in zip(wave, stored, strict=True):
-            if rows == 0:
+        for (delivery, headers), found in zip(wave, stored, strict=True):
+            if isinstance(found, StoreQueryError):
+                outcomes.append(_Outcome(delivery, headers, unread=found))
+            elif found.rows == 0:
                 outcomes.append(_Outcome(delivery, headers, raw=True, new=headers.rows))
-            elif rows == headers.rows and digest == headers.digest:
+            elif found == (headers.rows, headers.digest):
                 outcomes.append(_Outcome(delivery, headers, unchanged=headers.rows))
             else:
                 outcomes.append(await self._compare(delivery, headers))
@@ -176,15 +183,10 @@ class BridgeWorker(StreamWorker):
             return _rejected(delivery, headers, error.reason, str(error))
         good, bad = split_valid(frame)
         await self._bury_rows(delivery, bad)
-        stored = await self._thread(
-            self.bars.stored_rows,
-            where.symbol,
-            where.timeframe,
-            where.source,
-            where.start_ts,
-            where.end_ts,
-            with_tombstones=True,
-        )
+        try:
+            stored = await self._thread(self.bars.stored_rows, *where, with_tombstones=True)
+        except StoreQueryError as error:
+            return _Outcome(delivery, headers, unread=error)
         changes = compare(good, stored)
         return _Outcome(
             delivery,
@@ -201,6 +203,9 @@ class BridgeWorker(StreamWorker):
 
     async def _insert(self, outcomes: Sequence[_Outcome]) -> None:
         """Write the spliced raw batches in one insert and the changed rows, with what they replace, in another."""
+        for outcome in outcomes:
+            if outcome.unread is not None:  # found and counted with those that the store does not take
+                raise outcome.unread
         payloads = [o.delivery.payload for o in outcomes if o.raw]
         changed = [
             (o.frame, o.replaced) for o in outcomes if o.outcome == "stored" and o.frame is not None and o.frame.height

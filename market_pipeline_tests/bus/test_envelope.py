@@ -67,6 +67,7 @@ def test_headers_survive_the_wire(given_headers: BatchHeaders) -> None:
         ("Rows", "many", "unreadable_envelope"),
         ("Symbol", "", "unreadable_envelope"),
         ("Symbol", "%FF", "unreadable_envelope"),
+        ("Timeframe", "%ED%A0%80", "unreadable_envelope"),
         ("Correlation-Id", None, "unreadable_envelope"),
         ("End-Ts", "0", "unreadable_envelope"),
         ("Start-Ts", "99999999999999999", "unreadable_envelope"),

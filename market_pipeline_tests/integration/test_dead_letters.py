@@ -9,7 +9,7 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -21,9 +21,11 @@ from market_pipeline.bus.dead_letter_box import DeadLetterBox
 from market_pipeline.bus.dead_letters import Reason, Selection, count_dead_letters
 from market_pipeline.bus.session import BusSession, open_bus
 from market_pipeline.bus.streams import LIVE
+from market_pipeline.errors import StoreQueryError
 from market_pipeline.live import bridge
 from market_pipeline.live.bridge import BridgeWorker
 from market_pipeline.stores import open_stores
+from market_pipeline.stores.bars import BarStore, BatchRange, SeriesDigest
 from market_pipeline_tests.bus.bars import bars
 from market_pipeline_tests.integration.world import World
 from market_pipeline_tests.poison import KINDS, REFUSED_VOLUME, SUBJECT, Message, one, poison
@@ -134,6 +136,37 @@ async def test_poison_is_listed_and_all_else_lands(world: World, monkeypatch: py
         assert await count_dead_letters(running.bus.js) == {
             (LIVE, kind.value): number for kind, number in spoiled.items() if kind not in mended
         }
+
+
+async def test_a_batch_whose_range_cannot_be_read_is_buried_and_the_others_land(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store is asked what it has before anything is inserted: that it refuses one may not stop the others."""
+    monkeypatch.setattr(bridge, "MAX_REFUSALS", 2)
+    ask = BarStore.series_digests
+
+    def refuse(self: BarStore, ranges: Sequence[BatchRange]) -> list[SeriesDigest]:
+        if any(each.symbol == "UNREADABLE" for each in ranges):
+            raise StoreQueryError("this range is not read")
+        return ask(self, ranges)
+
+    monkeypatch.setattr(BarStore, "series_digests", refuse)
+    frame = bars(8).with_columns(volume=pl.lit(5.0))
+    good = [one(frame[n : n + 1]) for n in range(8)]
+    bad = one(frame[:2].with_columns(symbol=pl.lit("UNREADABLE")))
+    messages = [(SUBJECT, each.payload, each.headers.to_nats()) for each in (*good[:3], bad, *good[3:6])]
+    async with bench(world) as running:
+        await publish(running.bus, messages)
+        async with asyncio.timeout(30):
+            while world.bars("EURUSD", "1m").height < 6:  # noqa: ASYNC110 — nothing announces it
+                await asyncio.sleep(0.05)
+        # it is to blame only while the store takes others
+        await publish(running.bus, [(SUBJECT, each.payload, each.headers.to_nats()) for each in good[6:]])
+        await running.drained()
+        [letter] = [letter async for letter in running.box.walk(Selection())]
+        assert (letter.reason, letter.last_error) == (Reason.INSERT_FAILED, "this range is not read")
+        assert (letter.payload, letter.attempts) == (bad.payload, 2)
+    assert world.bars("EURUSD", "1m").height == 8
 
 
 async def test_an_outage_never_makes_a_dead_letter(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
