@@ -24,7 +24,7 @@ from market_pipeline.errors import StoreQueryError, UnreadableBatch
 from market_pipeline.live.claims import Claims, waves
 from market_pipeline.live.inspection import inspect
 from market_pipeline.live.reading import RangeReader
-from market_pipeline.live.salvage import Salvage
+from market_pipeline.live.salvage import MAX_REFUSALS, Salvage
 from market_pipeline.live.worker import BridgeStats, StreamWorker, insert_breaker
 from market_pipeline.market.bars import split_valid
 from market_pipeline.market.restatement import compare
@@ -33,9 +33,6 @@ from market_pipeline.stores.ingest_merge import merged_lines
 from market_pipeline.stores.ledgers import IngestLedger, IngestRow
 
 log = structlog.get_logger(__name__)
-
-MAX_REFUSALS = 10
-"""Refusals after which a batch that the store does not take, while it takes others, goes to dead letters."""
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
@@ -14,6 +15,7 @@ from market_pipeline.bus.envelope import now_ms
 from market_pipeline.bus.external_envelope import ExternalHeaders, decode_external
 from market_pipeline.bus.session import BusSession
 from market_pipeline.errors import UnreadableBatch
+from market_pipeline.live.salvage import MAX_REFUSALS, Refusal, Salvage
 from market_pipeline.live.worker import BridgeStats, StreamWorker, insert_breaker
 from market_pipeline.market.external import compare_observations, split_valid_observations
 from market_pipeline.market.restatement import Changes
@@ -22,11 +24,29 @@ from market_pipeline.stores.ingest_merge import SEVERAL
 from market_pipeline.stores.ledgers import IngestLedger, IngestRow
 
 
+@dataclass(eq=False)
+class _Batch:
+    """One delivery, decoded and split; `changes`: what it writes, once it was compared with what is stored."""
+
+    delivery: Delivery
+    headers: ExternalHeaders
+    frame: pl.DataFrame
+    good: pl.DataFrame
+    bad: pl.DataFrame
+    changes: Changes | None = None
+
+    @property
+    def writes(self) -> bool:
+        """Whether the store is asked to take rows of it."""
+        return self.changes is not None and self.changes.write.height > 0
+
+
 @dataclass
 class ExternalWorker(StreamWorker):
     """Consume EXTERNAL until told to stop; arguments as BridgeWorker's.
 
-    Batches are stored one after the other: they are few, and a later one may say something else of the same values.
+    Batches are stored one after the other: they are few, and a later one may say something else of the same values. One
+    that the store refuses waits alone; their revisions tell which value is the later one, not their order.
     """
 
     consumer: BatchConsumer
@@ -40,6 +60,10 @@ class ExternalWorker(StreamWorker):
     executor: Executor | None = None
     stats: BridgeStats = field(default_factory=BridgeStats)
     breaker: Breaker = field(default_factory=insert_breaker)
+    _salvage: Salvage[_Batch] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._salvage = Salvage(self._write, lambda b: b.delivery.stream_seq, _itself, lambda b: b.writes)
 
     async def _store(self, group: list[Delivery]) -> None:
         for delivery in group:
@@ -49,28 +73,61 @@ class ExternalWorker(StreamWorker):
             except UnreadableBatch as error:
                 await self._bury(delivery, error.reason, str(error))
                 continue
-            await self._store_one(delivery, headers, frame)
+            await self._store_one(_Batch(delivery, headers, frame, *_split(frame)))
 
-    async def _store_one(self, delivery: Delivery, headers: ExternalHeaders, frame: pl.DataFrame) -> None:
+    async def _store_one(self, batch: _Batch) -> None:
         """Write what differs, then the ledger's line, then acknowledge; a malformed row is dead-lettered alone."""
-        good, bad = _split(frame)
-        for row in bad.iter_slices(1):
+        delivery, headers = batch.delivery, batch.headers
+        for row in batch.bad.iter_slices(1):
             text = row.drop("reason").write_ndjson().encode()
             await self.bus.bury(delivery, Reason.MALFORMED_ROW, str(row["reason"][0]), rows=text)
-        series = good.get_column("series").unique().to_list()
-        stored = await self._thread(self.store.stored, headers.dataset, series, headers.start_ts, headers.end_ts)
-        changes = compare_observations(good, stored)
-        if changes.write.height:
-            written = changes.write.with_columns(
-                pl.lit(headers.dataset).alias("dataset"), pl.lit(headers.batch_id, pl.UInt64).alias("batch_id")
-            )
-            await self._thread(self.store.insert, written)
-            self.stats.inserts += 1
-        line = _ledger_row(delivery, headers, changes, frame, rejected=bad.height)
+        _, refused = await self._salvage.insert([batch])
+        if refused:
+            await self._refused(batch, refused[0][1])
+            return
+        assert batch.changes is not None
+        line = _ledger_row(batch, batch.changes)
         await self._thread(self.ledger.record, [line])
         await self.consumer.ack([delivery])
-        self._count(_Counts(changes, bad.height), headers.rows)
+        self._count(_Counts(batch.changes, batch.bad.height), headers.rows)
         await self.bus.send_receipts([(headers.run_id, headers.batch_id, "stored")])
+
+    async def _refused(self, batch: _Batch, refusal: Refusal) -> None:
+        """Give a batch back that the store refuses, or give it up once it was refused often enough."""
+        delivery, headers = batch.delivery, batch.headers
+        if refusal.count < MAX_REFUSALS:
+            self.stats.given_back += 1
+            await self.consumer.give_back([delivery], delay_s=1.0)
+            return
+        rejected = _ledger_row(batch, None, error=refusal.last_error)
+        await self._thread(self.ledger.record, [rejected])
+        await self._bury(
+            delivery,
+            Reason.INSERT_FAILED,
+            refusal.last_error,
+            first_error=refusal.first_error,
+            attempts=refusal.count,
+        )
+        self._salvage.forget(batch)
+        await self.bus.send_receipts([(headers.run_id, headers.batch_id, "rejected")])
+
+    async def _write(self, batches: Sequence[_Batch]) -> None:
+        """Compare with what is stored, and write what differs; done once more it changes nothing."""
+        for batch in batches:
+            headers, series = batch.headers, batch.good.get_column("series").unique().to_list()
+            stored = await self._thread(self.store.stored, headers.dataset, series, headers.start_ts, headers.end_ts)
+            if batch.changes is None:
+                batch.changes = compare_observations(batch.good, stored)
+            if batch.writes:
+                written = batch.changes.write.with_columns(
+                    pl.lit(headers.dataset).alias("dataset"), pl.lit(headers.batch_id, pl.UInt64).alias("batch_id")
+                )
+                await self._thread(self.store.insert, written)
+                self.stats.inserts += 1
+
+
+async def _itself(batch: _Batch) -> _Batch:
+    return batch
 
 
 class _Counts:
@@ -89,22 +146,23 @@ def _split(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     return good.filter(holds), pl.concat([bad, outside])
 
 
-def _ledger_row(
-    delivery: Delivery, headers: ExternalHeaders, changes: Changes, frame: pl.DataFrame, *, rejected: int
-) -> IngestRow:
-    names = frame.get_column("series").unique().to_list()
+def _ledger_row(batch: _Batch, changes: Changes | None, *, error: str = "") -> IngestRow:
+    """Return the line of a batch that was stored with these changes, or rejected where there are none."""
+    delivery, headers = batch.delivery, batch.headers
+    names = batch.frame.get_column("series").unique().to_list()
     return IngestRow.of(
         _LedgerHeaders(headers, (names[0] or "") if len(names) == 1 else SEVERAL),
         stream=delivery.stream,
         stream_seq=delivery.stream_seq,
         subject=delivery.subject,
-        outcome="stored",
-        new_rows=changes.new,
-        restated_rows=changes.restated,
-        withdrawn_rows=changes.withdrawn,
-        unchanged_rows=changes.unchanged,
-        superseded_rows=changes.superseded,
-        rejected_rows=rejected,
+        outcome="rejected" if changes is None else "stored",
+        new_rows=changes.new if changes else 0,
+        restated_rows=changes.restated if changes else 0,
+        withdrawn_rows=changes.withdrawn if changes else 0,
+        unchanged_rows=changes.unchanged if changes else 0,
+        superseded_rows=changes.superseded if changes else 0,
+        rejected_rows=batch.bad.height if changes else headers.rows,
+        error=error,
         stages={"bridge_received": int(delivery.received_at.timestamp() * 1000), "inserted": now_ms()},
     )
 

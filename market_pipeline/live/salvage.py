@@ -24,6 +24,8 @@ MOST_KNOWN = 4096
 """Batches under suspicion at once, several times what a consumer may hold; the oldest is forgotten beyond it."""
 
 
+MAX_REFUSALS = 10
+"""Refusals after which a batch that the store does not take, while it takes others, goes to dead letters."""
 DOUBT_AFTER = 30
 """Refusals in a row after which what proved the store proves nothing any more."""
 

@@ -14,11 +14,14 @@ from pydantic import SecretStr
 from typer.testing import CliRunner
 
 from market_pipeline.bus.consumer import Lag
+from market_pipeline.bus.dead_letter_box import DeadLetterBox
+from market_pipeline.bus.dead_letters import Reason, Selection, list_dead_letters
 from market_pipeline.bus.envelope import encode_batches, now_ms
 from market_pipeline.bus.external_envelope import encode_external, publish_external
 from market_pipeline.bus.subjects import history_subject, market_subject
 from market_pipeline.cli import build_app
 from market_pipeline.errors import StoreAuthError
+from market_pipeline.live import external_bridge
 from market_pipeline.live.bridge_lane import Waiting
 from market_pipeline.live.bridge_service import BridgeService
 from market_pipeline.market.bars import TS
@@ -258,6 +261,33 @@ async def test_external_observations_are_written_once_corrected_and_withdrawn(de
         "SELECT source, symbol, outcome FROM ingest_batches WHERE stream = 'EXTERNAL' ORDER BY stream_seq LIMIT 1"
     )
     assert lines.rows() == [("fred", "UNRATE", "stored")]
+
+
+async def test_observations_that_the_store_refuses_hold_up_no_others(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(external_bridge, "MAX_REFUSALS", 2)  # each costs a second of waiting
+    store = ExternalStore(desk.client)
+    async with bridge(desk.settings):
+        desk.client.command("ALTER TABLE external_observations ADD CONSTRAINT poison CHECK value != 666")
+        poison, *good = (
+            encode_external("fred", observations("UNRATE", [(day, value)]), correlation_id="c")[0]
+            for day, value in (("1948-01-01", 666.0), ("1948-02-01", 3.8), ("1948-03-01", 4.0))
+        )
+        for batch in (poison, *good):
+            await publish_external(desk.bus.publisher(), batch)
+        await desk.drained("EXTERNAL")
+        assert store.read("fred", "UNRATE")["value"].to_list() == [3.8, 4.0]
+        [letter] = await list_dead_letters(desk.bus.js)
+        assert (letter.reason, letter.payload, letter.attempts) == (Reason.INSERT_FAILED, poison.payload, 2)
+        assert "poison" in letter.last_error
+        outcomes = await desk.query("SELECT outcome, sum(rejected_rows) FROM ingest_batches GROUP BY ALL ORDER BY ALL")
+        assert outcomes.rows() == [("rejected", 1), ("stored", 0)]
+        # the cause is mended
+        desk.client.command("ALTER TABLE external_observations DROP CONSTRAINT poison")
+        assert (await DeadLetterBox(desk.bus).replay_all(Selection())).replayed == 1
+        await desk.drained("EXTERNAL")
+        assert store.read("fred", "UNRATE")["value"].to_list() == [666.0, 3.8, 4.0]
 
 
 @pytest.mark.skipif(not (FOLDER / "DGS10.csv").exists(), reason="the real FRED and Fear & Greed files are not here")
