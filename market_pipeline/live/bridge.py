@@ -56,6 +56,8 @@ class _Outcome:
     inserted: int = 0
     first_error: str = ""
     attempts: int | None = None
+    bad: pl.DataFrame | None = None
+    """Malformed rows: dead letters once the store has the rest, since an outage before would bury them again."""
     unread: StoreQueryError | None = None
     """Why the store does not say what it has in the batch's range."""
 
@@ -152,7 +154,7 @@ class BridgeWorker(StreamWorker):
         return [replace(outcome, inserted=now_ms()) for outcome in kept]
 
     async def _inspected(self, outcomes: list[_Outcome]) -> list[_Outcome]:
-        """Look into batches that nobody else verifies: reject unreadable ones, dead-letter malformed rows alone."""
+        """Look into batches that nobody else verifies: reject unreadable ones, set malformed rows aside."""
         unverified = [o for o in outcomes if o.raw and not o.headers.run_id]
         if not unverified:
             return outcomes
@@ -166,20 +168,20 @@ class BridgeWorker(StreamWorker):
             elif finding.error is not None:
                 judged.append(_rejected(one.delivery, one.headers, finding.error.reason, str(finding.error)))
             else:
-                await self._bury_rows(one.delivery, finding.bad)
-                new, bad = finding.good, finding.bad.height
-                judged.append(_Outcome(one.delivery, one.headers, frame=new, new=new.height, rejected=bad))
+                new, bad = finding.good, finding.bad
+                judged.append(
+                    _Outcome(one.delivery, one.headers, frame=new, new=new.height, rejected=bad.height, bad=bad)
+                )
         return judged
 
     async def _compare(self, delivery: Delivery, headers: BatchHeaders) -> _Outcome:
-        """Decode a batch and keep the rows that change what is stored; a malformed row is dead-lettered alone."""
+        """Decode a batch and keep the rows that change what is stored; malformed rows are set aside."""
         where = batch_range(headers)
         try:
             frame = await self._thread(decode, delivery.payload, headers)
         except UnreadableBatch as error:
             return _rejected(delivery, headers, error.reason, str(error))
         good, bad = split_valid(frame)
-        await self._bury_rows(delivery, bad)
         try:
             stored = await self._thread(self.bars.stored_rows, *where, with_tombstones=True)
         except StoreQueryError as error:
@@ -196,6 +198,7 @@ class BridgeWorker(StreamWorker):
             unchanged=changes.unchanged,
             superseded=changes.superseded,
             rejected=bad.height,
+            bad=bad,
         )
 
     async def _insert(self, outcomes: Sequence[_Outcome]) -> None:
@@ -223,32 +226,26 @@ class BridgeWorker(StreamWorker):
         return await self._compare(outcome.delivery, outcome.headers) if outcome.raw else outcome
 
     async def _settle(self, outcomes: Sequence[_Outcome]) -> None:
-        """Write the ledger, acknowledge, and tell whoever waits."""
+        """Write the ledger, bury what is malformed, acknowledge, and tell whoever waits."""
         if not outcomes:
             return
         lines = [_ledger_row(o) for o in outcomes]
         await self._thread(self.ledger.record, merged_lines(lines) if self.merge_lines else lines)
         stored = [o for o in outcomes if o.outcome == "stored"]
         for outcome in outcomes:
-            if outcome.outcome == "rejected":
-                await self._bury(
-                    outcome.delivery,
-                    outcome.reason,
-                    outcome.error,
-                    first_error=outcome.first_error,
-                    attempts=outcome.attempts,
-                )
+            if outcome.outcome == "rejected" and await self._bury(
+                outcome.delivery,
+                outcome.reason,
+                outcome.error,
+                first_error=outcome.first_error,
+                attempts=outcome.attempts,
+            ):
                 self._salvage.forget(outcome)
-        await self.consumer.ack([o.delivery for o in stored])
-        for outcome in stored:
+        whole = [o for o in stored if o.bad is None or await self._bury_rows(o.delivery, o.bad)]
+        await self.consumer.ack([o.delivery for o in whole])
+        for outcome in whole:
             self._count(outcome, outcome.headers.rows)
         await self.bus.send_receipts([(o.headers.run_id, o.headers.batch_id, o.outcome) for o in outcomes])
-
-    async def _bury_rows(self, delivery: Delivery, bad: pl.DataFrame) -> None:
-        """Send malformed rows (with their `reason`) to dead letters, each alone, as JSON."""
-        for row in bad.iter_slices(1):
-            text = row.drop("reason").write_ndjson().encode()
-            await self.bus.bury(delivery, Reason.MALFORMED_ROW, str(row["reason"][0]), rows=text)
 
 
 def _rejected(delivery: Delivery, headers: BatchHeaders, reason: str, error: str) -> _Outcome:

@@ -78,9 +78,6 @@ class ExternalWorker(StreamWorker):
     async def _store_one(self, batch: _Batch) -> None:
         """Write what differs, then the ledger's line, then acknowledge; a malformed row is dead-lettered alone."""
         delivery, headers = batch.delivery, batch.headers
-        for row in batch.bad.iter_slices(1):
-            text = row.drop("reason").write_ndjson().encode()
-            await self.bus.bury(delivery, Reason.MALFORMED_ROW, str(row["reason"][0]), rows=text)
         _, refused = await self._salvage.insert([batch])
         if refused:
             await self._refused(batch, refused[0][1])
@@ -88,6 +85,8 @@ class ExternalWorker(StreamWorker):
         assert batch.changes is not None
         line = _ledger_row(batch, batch.changes)
         await self._thread(self.ledger.record, [line])
+        if not await self._bury_rows(delivery, batch.bad):
+            return
         await self.consumer.ack([delivery])
         self._count(_Counts(batch.changes, batch.bad.height), headers.rows)
         await self.bus.send_receipts([(headers.run_id, headers.batch_id, "stored")])
@@ -101,14 +100,9 @@ class ExternalWorker(StreamWorker):
             return
         rejected = _ledger_row(batch, None, error=refusal.last_error)
         await self._thread(self.ledger.record, [rejected])
-        await self._bury(
-            delivery,
-            Reason.INSERT_FAILED,
-            refusal.last_error,
-            first_error=refusal.first_error,
-            attempts=refusal.count,
-        )
-        self._salvage.forget(batch)
+        error, first = refusal.last_error, refusal.first_error
+        if await self._bury(delivery, Reason.INSERT_FAILED, error, first_error=first, attempts=refusal.count):
+            self._salvage.forget(batch)
         await self.bus.send_receipts([(headers.run_id, headers.batch_id, "rejected")])
 
     async def _write(self, batches: Sequence[_Batch]) -> None:

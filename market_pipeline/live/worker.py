@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
+import polars as pl
 import structlog
 
 from market_pipeline.breaker import Breaker, Breakers
 from market_pipeline.bus.consumer import BatchConsumer, Delivery
+from market_pipeline.bus.dead_letters import Reason
 from market_pipeline.bus.session import BusSession
-from market_pipeline.errors import BreakerOpen, BusError, StoreError, Transient
+from market_pipeline.errors import BreakerOpen, BusError, PayloadTooLarge, StoreError, StreamFull, Transient
 from market_pipeline.stores.ingest_ledger import IngestLedger
 from market_pipeline.tasks import end_tasks, pause
 
@@ -23,6 +25,9 @@ log = structlog.get_logger(__name__)
 
 PROBE_S = 1.0
 """While its breaker is open a worker asks the store so often whether it does its work again."""
+
+UNBURIED_S = 15.0
+"""What dead letters do not take is tried again so often."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -190,15 +195,42 @@ class StreamWorker:
 
     async def _bury(
         self, delivery: Delivery, reason: str, error: str, *, first_error: str = "", attempts: int | None = None
-    ) -> None:
-        """Send a delivery to dead letters; it leaves its stream only after that was acknowledged."""
-        await self.bus.bury(delivery, reason, error, first_error=first_error, attempts=attempts)
+    ) -> bool:
+        """Send a delivery to dead letters; it leaves its stream only after that was acknowledged.
+
+        False where they do not take it: it alone is given back, until a person made room.
+        """
+        try:
+            await self.bus.bury(delivery, reason, error, first_error=first_error, attempts=attempts)
+        except (StreamFull, PayloadTooLarge) as refusal:
+            await self._give_back_unburied(delivery, refusal)
+            return False
         await self.consumer.term(delivery)
         self.stats.dead_letters += 1
         self.stats.settled()
         log.warning(
             "dead_letter", reason=str(reason), subject=delivery.subject, sequence=delivery.stream_seq, error=error
         )
+        return True
+
+    async def _bury_rows(self, delivery: Delivery, bad: pl.DataFrame) -> bool:
+        """Send malformed rows (with their `reason`) to dead letters, each alone, as JSON.
+
+        False where they do not take them: the delivery is given back, to be compared once more.
+        """
+        try:
+            for row in bad.iter_slices(1):
+                text = row.drop("reason").write_ndjson().encode()
+                await self.bus.bury(delivery, Reason.MALFORMED_ROW, str(row["reason"][0]), rows=text)
+        except (StreamFull, PayloadTooLarge) as refusal:
+            await self._give_back_unburied(delivery, refusal)
+            return False
+        return True
+
+    async def _give_back_unburied(self, delivery: Delivery, refusal: BusError) -> None:
+        log.error("dead_letter_not_taken", sequence=delivery.stream_seq, stream=delivery.stream, error=str(refusal))
+        self.stats.given_back += 1
+        await self.consumer.give_back([delivery], delay_s=UNBURIED_S)
 
     def _count(self, outcome: Any, rows: int) -> None:
         """Add what a stored batch came to."""

@@ -21,7 +21,7 @@ from market_pipeline.bus.external_envelope import encode_external, publish_exter
 from market_pipeline.bus.subjects import history_subject, market_subject
 from market_pipeline.cli import build_app
 from market_pipeline.errors import StoreAuthError
-from market_pipeline.live import external_bridge
+from market_pipeline.live import external_bridge, worker
 from market_pipeline.live.bridge_lane import Waiting
 from market_pipeline.live.bridge_service import BridgeService
 from market_pipeline.market.bars import TS
@@ -35,6 +35,7 @@ from market_pipeline_tests.live.bridging import (
     ClickHouse,
     Desk,
     bridge,
+    eventually,
     flush,
     live_batch,
     minute_before,
@@ -159,6 +160,34 @@ async def test_what_is_poison_is_buried_alone(desk: Desk) -> None:
     assert await desk.number("SELECT count() AS n FROM bars_1s WHERE symbol = 'NOBODY'") == 0
 
 
+async def test_full_dead_letters_hold_up_nothing_that_is_good(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "UNBURIED_S", 1.0)
+    js, end = desk.bus.js, minute_before(now_ms())
+    dead = (await js.stream_info("DEAD_LETTERS")).config
+    await js.update_stream(dead.evolve(max_msgs=1))
+    await js.publish("dlq.x", b"full now")
+    two = pl.concat([bar(from_ms(end - 2000)), bar(from_ms(end - 1000))]).with_columns(
+        timeframe=pl.lit("1s"), source=pl.lit("live_aggregated"), open=pl.Series([1.15, float("nan")])
+    )
+    garbage = replace(flush(end, ["SYM01"])[0], payload=b"no arrow at all")
+    await js.publish(market_subject("EURUSD", "1s"), b"??", headers={"Batch-Id": "x"})
+    await desk.publish([live_batch(two, 77), garbage, *flush(end, ["NOBODY"]), *flush(end, SYMBOLS[2:])])
+    await send_external(desk, "fred", observations("U6", [("2027-01-01", 7.0)]), drained=False)
+    bad = observations("UNRATE", [("2027-01-01", float("inf")), ("2027-02-01", 7.0)])
+    await send_external(desk, "fred", bad, drained=False)
+    async with bridge(desk.settings) as service:
+        await desk.until("SELECT count() AS n FROM bars_1s_final", 19)  # of the two rows the good one
+        await desk.until("SELECT count() AS n FROM external_observations", 2)
+        await eventually(lambda: service.health().facts["live_given_back"] >= 8)
+        assert (await js.stream_info("LIVE")).state.messages == 4
+        assert (await js.stream_info("EXTERNAL")).state.messages == 1
+        await js.update_stream(dead)  # a person made room
+        await desk.drained("LIVE")
+        await desk.drained("EXTERNAL")
+    assert await desk.letters() == 1 + 5
+    assert await desk.number("SELECT count() AS n FROM bars_1s") == 19
+
+
 async def test_history_that_nobody_drains_is_drained_and_live_does_not_wait_for_it(desk: Desk) -> None:
     """A backlog of 1.2 million rows lies there; flush after flush is stored before it is worked off."""
     frames = [minutes(17_000, seed=number, symbol=symbol) for number, symbol in enumerate(BACKLOG)]
@@ -223,11 +252,12 @@ def observations(series: str, rows: list[tuple[str, float]], revision: int = 1) 
     ).select(list(OBSERVATION_SCHEMA))  # fmt: skip
 
 
-async def send_external(desk: Desk, dataset: str, frame: pl.DataFrame) -> None:
+async def send_external(desk: Desk, dataset: str, frame: pl.DataFrame, *, drained: bool = True) -> None:
     publisher = desk.bus.publisher()
     for batch in encode_external(dataset, frame, correlation_id="c", run_id="r"):
         await publish_external(publisher, batch)
-    await desk.drained("EXTERNAL")
+    if drained:
+        await desk.drained("EXTERNAL")
 
 
 async def test_external_observations_are_written_once_corrected_and_withdrawn(desk: Desk) -> None:
