@@ -24,6 +24,7 @@ from market_pipeline.bus.latest import LatestValues
 from market_pipeline.bus.session import BusSession, open_bus
 from market_pipeline.bus.streams import TICKS
 from market_pipeline.bus.tick_envelope import LATE, LOSS_MARGIN, EncodedTicks
+from market_pipeline.live.tick_bridge import mover
 from market_pipeline.local.stack import Stack
 from market_pipeline.settings import Settings
 from market_pipeline.stores.ticks import TickReader, TickStore
@@ -232,6 +233,32 @@ async def test_a_heartbeat_whose_loss_is_refused_goes_to_dead_letters_and_the_re
     assert [str(letters[seq].reason) for seq in sorted(letters)] == ["insert_failed", *["unreadable_envelope"] * 2]
     assert "index row" in letters[1].last_error
     assert "NUL" in letters[2].last_error
+
+
+async def test_full_dead_letters_hold_up_no_ticks(
+    bus: BusSession, settings: Settings, reader: TickReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mover, "UNBURIED_S", 1.0)
+    dead = (await bus.js.stream_info("DEAD_LETTERS")).config
+    await bus.js.update_stream(dead.evolve(max_msgs=1))
+    await bus.js.publish("dlq.x", b"full now")
+    frame, batches = run_of("EURUSD", 100, 10)
+    await publish(bus, batches[:3])
+    await bus.js.publish("market.EURUSD.tick", b"no ticks")
+    await publish(bus, batches[3:])
+    async with bridging(settings) as service:
+        await until(lambda: service.health().facts["ticks"] == 100)
+        for _ in range(40):
+            await asyncio.sleep(0.1)
+            held = (await bus.js.consumer_info(TICKS, "ticks")).num_ack_pending
+            if held == 1:
+                break
+        assert held == 1, "only what should go to dead letters"
+        await bus.js.update_stream(dead)  # a person made room
+        await drained(bus)
+        assert service.health().facts["dead_letters"] == 1
+        assert service.health().facts["duplicates"] == 0
+    assert values(stored(reader, "EURUSD")) == values(frame)
 
 
 async def test_messages_that_expired_unstored_are_a_recorded_loss(

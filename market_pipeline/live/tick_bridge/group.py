@@ -112,6 +112,14 @@ def parted(headers: Iterable[TickHeaders]) -> list[TickLoss]:
     return list(losses.values())
 
 
+def one_each(bad: Iterable[Unstorable]) -> list[Unstorable]:
+    """Return the first reason of each delivery."""
+    first: dict[int, Unstorable] = {}
+    for each in bad:
+        first.setdefault(each.delivery.stream_seq, each)
+    return list(first.values())
+
+
 def ticks_said(deliveries: Sequence[Delivery]) -> int:
     """Return the ticks that the headers promise, for sizing a group only."""
     said = (each.headers.get("Rows", "") for each in deliveries)

@@ -21,8 +21,8 @@ from market_pipeline.bus.dead_letters import Reason
 from market_pipeline.bus.envelope import now_ms
 from market_pipeline.bus.session import BusSession
 from market_pipeline.bus.tick_reader import ticks_span
-from market_pipeline.errors import BusError, StoreQueryError, StreamMissing
-from market_pipeline.live.tick_bridge.group import Group, Unstorable, decode_group, parted
+from market_pipeline.errors import BusError, PayloadTooLarge, StoreQueryError, StreamFull, StreamMissing
+from market_pipeline.live.tick_bridge.group import Group, Unstorable, decode_group, one_each, parted
 from market_pipeline.live.tick_bridge.latest_writer import LatestWriter
 from market_pipeline.live.tick_bridge.meter import Counts, Meter
 from market_pipeline.live.tick_bridge.patient_store import PatientStore, TermEnded
@@ -35,6 +35,8 @@ from market_pipeline.tasks import end_tasks
 log = structlog.get_logger(__name__)
 
 MILLISECOND = timedelta(milliseconds=1)
+UNBURIED_S = 15.0
+"""What dead letters do not take is tried again so often."""
 
 
 class TickMover:
@@ -178,12 +180,10 @@ class TickMover:
             *(Unstorable(group.bringer(loss), Reason.INSERT_FAILED, why) for loss, why in unrecorded),
         ]
         self._count(group, results, committed)
-        buried: set[int] = set()
-        for each in bad:
-            if each.delivery.stream_seq not in buried:  # a batch may be refused, and what it says of losses too
-                await self._bury(each)
-                buried.add(each.delivery.stream_seq)
-        self._told |= {loss.symbol: loss.session_id for loss in begun}
+        # a batch may be refused, and what it says of losses too: the first reason counts
+        buried = {each.delivery.stream_seq: await self._bury(each) for each in one_each(bad)}
+        if all(buried.values()):
+            self._told |= {loss.symbol: loss.session_id for loss in begun}
         self._place = numbered.moved(group.last_seq)
         await self._save()
         await self._consumer.ack(each for each in group.deliveries if each.stream_seq not in buried)
@@ -233,12 +233,21 @@ class TickMover:
         self._meter.stored(ticks, [committed - each for each in received])
         self._latest.take(batch for batch, _ in fresh)
 
-    async def _bury(self, bad: Unstorable) -> None:
-        """Send a message to dead letters; it leaves the consumer only after that was acknowledged."""
-        await self._bus.bury(bad.delivery, bad.reason, bad.error)
+    async def _bury(self, bad: Unstorable) -> bool:
+        """Send a message to dead letters; it leaves the consumer only after that was acknowledged.
+
+        False where they do not take it: it alone is given back, until a person made room.
+        """
+        try:
+            await self._bus.bury(bad.delivery, bad.reason, bad.error)
+        except (StreamFull, PayloadTooLarge) as error:
+            log.error("dead_letter_not_taken", sequence=bad.delivery.stream_seq, error=str(error))
+            await self._consumer.give_back([bad.delivery], delay_s=UNBURIED_S)
+            return False
         await self._consumer.term(bad.delivery)
         self._counts.dead_letters += 1
         log.warning("dead_letter", reason=str(bad.reason), sequence=bad.delivery.stream_seq, error=bad.error)
+        return True
 
     async def _hole(self, seq: int) -> None:
         """Note that the messages up to `seq` are gone, once everything before them is stored."""
