@@ -9,9 +9,10 @@ from enum import StrEnum
 from urllib.parse import quote, unquote
 
 from market_pipeline.bus.consumer import Delivery
+from market_pipeline.bus.publisher import headers_size
 from market_pipeline.errors import UnreadableBatch
 
-MAX_ERROR_CHARS = 500
+MAX_ERROR_CHARS, SHORT_CHARS = 500, 40
 CORRELATION_HEADER = "Correlation-Id"
 _PREFIX = "Dead-Letter-"
 _SAFE = " /:.,;+@=()[]!*'\"<>?&#|{}-_"
@@ -86,16 +87,29 @@ class DeadLetter:
             headers=delivery.headers,
         )
 
-    def to_nats(self) -> dict[str, str]:
-        """Return the headers: the message's own, then ours with the prefix `Dead-Letter-`."""
+    def to_nats_within(self, most_bytes: int) -> dict[str, str]:
+        """Return the headers cut to so many bytes: our texts first, then the longest of the message's own go.
+
+        What cannot be buried would come again for ever. There may be more bytes, where ours alone take more.
+        """
+        headers = self.to_nats()
+        if headers_size(headers) > most_bytes:
+            headers = self.to_nats(SHORT_CHARS)
+        own = sorted((name for name in headers if not name.startswith(_PREFIX)), key=lambda name: len(headers[name]))
+        while own and headers_size(headers) > most_bytes:
+            del headers[own.pop()]
+        return headers
+
+    def to_nats(self, most: int = MAX_ERROR_CHARS) -> dict[str, str]:
+        """Return the headers: the message's own, then ours with the prefix `Dead-Letter-`, texts cut to `most`."""
         ours = {
             "Reason": self.reason.value,
             "Stream": self.stream,
             "Subject": self.subject,
             "Seq": str(self.stream_seq),
-            "Correlation-Id": self.correlation_id,
-            "First-Error": self.first_error[:MAX_ERROR_CHARS],
-            "Last-Error": self.last_error[:MAX_ERROR_CHARS],
+            "Correlation-Id": self.correlation_id[:most],
+            "First-Error": self.first_error[:most],
+            "Last-Error": self.last_error[:most],
             "Attempts": str(self.attempts),
         }
         own = {name: value for name, value in self.headers.items() if not name.startswith((_PREFIX, "Nats-"))}

@@ -29,7 +29,7 @@ from market_pipeline.bus.publisher import Publisher
 from market_pipeline.bus.session import BusSession
 from market_pipeline.bus.streams import DEAD_LETTERS, TICKS, bus_error
 from market_pipeline.bus.tick_envelope import REPLAYED
-from market_pipeline.errors import BusUnreachable, InputError
+from market_pipeline.errors import BusUnreachable, InputError, PayloadTooLarge
 from market_pipeline.market.bars import BAR_SCHEMA, split_valid
 
 log = structlog.get_logger(__name__)
@@ -171,8 +171,17 @@ class DeadLetterBox:
 
         Raises:
             NotReplayable: the letter stays.
-            StreamFull, BusUnreachable, PayloadTooLarge: the letter stays.
+            StreamFull, BusUnreachable: the letter stays.
         """
+        try:
+            await self._send(letter)
+        except PayloadTooLarge as error:
+            raise NotReplayable(f"with what a replay adds it is too large ({error}), then try again") from error
+        await self.drop(letter.seq)
+        said = {"reason": letter.reason.value, "subject": letter.subject, "correlation_id": letter.correlation_id}
+        log.info("dead letter replayed", seq=letter.seq, **said)
+
+    async def _send(self, letter: DeadLetter) -> None:
         if letter.reason is Reason.VENDOR_MALFORMED_ROW:
             raise NotReplayable(
                 "a vendor's row that is no bar cannot be sent again: ask the vendor again (repair_gaps, or load the "
@@ -188,14 +197,6 @@ class DeadLetterBox:
             await self._publisher.publish(batch, letter.subject)
         else:
             await self._publisher.publish_message(letter.subject, letter.payload, letter.headers)
-        await self.drop(letter.seq)
-        log.info(
-            "dead letter replayed",
-            seq=letter.seq,
-            reason=letter.reason.value,
-            subject=letter.subject,
-            correlation_id=letter.correlation_id,
-        )
 
     async def replay_all(
         self, selection: Selection, limit: int | None = None, progress: Callable[[Replayed], None] | None = None

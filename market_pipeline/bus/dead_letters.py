@@ -19,10 +19,11 @@ from nats.js.errors import Error as JetStreamError
 
 from market_pipeline.bus.consumer import Delivery
 from market_pipeline.bus.dead_letter import CORRELATION_HEADER, MAX_ERROR_CHARS, DeadLetter, Reason
-from market_pipeline.bus.publisher import STORE_FAILED, PubAck
+from market_pipeline.bus.limits import MAX_HEADERS, MAX_PAYLOAD
+from market_pipeline.bus.publisher import STORE_FAILED, PubAck, headers_size
 from market_pipeline.bus.streams import DEAD_LETTERS, bus_error
 from market_pipeline.bus.subjects import dlq_subject, token
-from market_pipeline.errors import InputError, StreamFull
+from market_pipeline.errors import InputError, PayloadTooLarge, StreamFull
 
 __all__ = [
     "CORRELATION_HEADER",
@@ -42,6 +43,8 @@ __all__ = [
 log = structlog.get_logger(__name__)
 
 PUBLISH_TIMEOUT_S = 5.0
+SERVER_HEADERS = 256
+"""Bytes of what is told to the server itself: the letter's id, the stream."""
 FETCH, FETCH_BYTES, FETCH_WAIT_S = 256, 32 * 1024 * 1024, 5.0
 READER_LIFE_S = 60.0
 """A reader that died is forgotten by the server after so long."""
@@ -80,14 +83,22 @@ class Selection:
         return (self.since is None or letter.at >= self.since) and (self.until is None or letter.at < self.until)
 
 
-async def publish_letter(js: JetStreamContext, letter: DeadLetter) -> PubAck:
-    """Publish a dead letter and return once DEAD_LETTERS has it on disk.
+async def publish_letter(js: JetStreamContext, letter: DeadLetter, max_payload: int = MAX_PAYLOAD) -> PubAck:
+    """Publish a dead letter and return once DEAD_LETTERS has it on disk; `max_payload` is the server's.
 
     Raises:
+        PayloadTooLarge: not even with few headers does the server take it. The streams take no such message; one that
+            came before they had a limit stays where it is.
         StreamFull: DEAD_LETTERS is full: the message must stay where it is, and a person look.
         BusUnreachable: no acknowledgement; the message stays where it is and comes again.
     """
-    headers = letter.to_nats()
+    room = min(MAX_HEADERS, max_payload - len(letter.payload)) - SERVER_HEADERS
+    headers = letter.to_nats_within(room)
+    if headers_size(headers) > room:
+        raise PayloadTooLarge(
+            f"the dead letter of {letter.stream} {letter.stream_seq} is larger than the {max_payload} bytes that the "
+            "server takes: raise its max_payload"
+        )
     if letter.stream_seq and letter.at is None:
         # A message given up twice, because the end of its delivery was lost, is one dead letter all the same.
         content = blake2b(letter.payload, digest_size=8).hexdigest()  # several rows of one message may each be one
@@ -124,13 +135,14 @@ async def publish_dead_letter(
     first_error: str = "",
     attempts: int | None = None,
     rows: bytes | None = None,
+    max_payload: int = MAX_PAYLOAD,
 ) -> PubAck:
     """Publish the dead letter of a delivery; only when this has returned may the delivery be `term`ed.
 
     Raises: as `publish_letter`.
     """
     letter = DeadLetter.of(delivery, reason, error, first_error=first_error, attempts=attempts, rows=rows)
-    return await publish_letter(js, letter)
+    return await publish_letter(js, letter, max_payload)
 
 
 async def list_dead_letters(

@@ -18,6 +18,7 @@ from nats.js.errors import Error as JetStreamError
 from market_pipeline.bus.backoff import Backoff
 from market_pipeline.bus.connection import closed_error
 from market_pipeline.bus.envelope import EncodedBatch
+from market_pipeline.bus.limits import message_limit
 from market_pipeline.bus.streams import DUPLICATE_WINDOW_S, NO_RESOURCES, NO_STORAGE, bus_error
 from market_pipeline.errors import BusError, BusUnreachable, PayloadTooLarge, StreamFull
 
@@ -128,12 +129,12 @@ class Publisher:
         """Keep from the wire what the server would answer by closing the connection: the client counts no headers.
 
         Raises:
-            PayloadTooLarge: more than the server takes.
+            PayloadTooLarge: more than the streams take.
         """
-        size, limit = len(payload) + headers_size(headers), self._nc.max_payload
+        size, limit = len(payload) + headers_size(headers), message_limit(self._nc.max_payload)
         if size > limit:
             raise PayloadTooLarge(
-                f"{subject}: {size} bytes with headers, the server takes {limit}: "
+                f"{subject}: {size} bytes with headers, the streams take {limit}: "
                 "cut smaller batches or raise the server's max_payload"
             )
 

@@ -41,7 +41,7 @@ class BusSession:
 
     async def ensure_streams(self, *, scale: float = 1.0) -> None:
         """Create or mend the streams."""
-        await ensure_streams(self.js, replicas=self.replicas, scale=scale)
+        await ensure_streams(self.js, replicas=self.replicas, scale=scale, max_payload=self.nc.max_payload)
 
     def publisher(self) -> Publisher:
         """Return a publisher over this connection."""
@@ -86,7 +86,14 @@ class BusSession:
         `attempts`: how often it truly failed, where that is not the number of its deliveries.
         """
         await publish_dead_letter(
-            self.js, delivery, reason, error, first_error=first_error, attempts=attempts, rows=rows
+            self.js,
+            delivery,
+            reason,
+            error,
+            first_error=first_error,
+            attempts=attempts,
+            rows=rows,
+            max_payload=self.nc.max_payload,
         )
 
     async def bury_vendor_rows(
@@ -107,7 +114,9 @@ class BusSession:
             for text, why in rows
         ]
         for begin in range(0, len(letters), 64):
-            await asyncio.gather(*(publish_letter(self.js, letter) for letter in letters[begin : begin + 64]))
+            await asyncio.gather(
+                *(publish_letter(self.js, letter, self.nc.max_payload) for letter in letters[begin : begin + 64])
+            )
 
     async def send_receipts(self, outcomes: Iterable[tuple[str, int, str]]) -> None:
         """Tell each run what became of its batches: (run id, batch id, outcome)."""

@@ -12,6 +12,7 @@ from nats.js import JetStreamContext, api
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
 from nats.js.errors import Error as JetStreamError
 
+from market_pipeline.bus.limits import MAX_PAYLOAD, MB, message_limit
 from market_pipeline.errors import BusError, BusUnreachable, SettingsError, StreamMissing
 from market_pipeline.market.timeframes import TIMEFRAMES
 
@@ -24,7 +25,6 @@ TICKS = "TICKS"
 DEAD_LETTERS = "DEAD_LETTERS"
 BRIDGE = "bridge"  # the durable of a work queue's one consumer, shared by every bridge
 
-MB = 1024 * 1024
 # Longer than a publisher goes on sending one batch again, so that a re-send is always recognised.
 DUPLICATE_WINDOW_S = 120.0
 ACK_WAIT_S = 15.0
@@ -59,8 +59,8 @@ class StreamSpec:
     max_age_s: float = 0.0
     discard: api.DiscardPolicy = api.DiscardPolicy.NEW
 
-    def config(self, *, replicas: int, scale: float) -> api.StreamConfig:
-        """Return the configuration as NATS takes it."""
+    def config(self, *, replicas: int, scale: float, max_payload: int = MAX_PAYLOAD) -> api.StreamConfig:
+        """Return the configuration as NATS takes it, of a server with this max_payload."""
         return api.StreamConfig(
             name=self.name,
             description=self.description,
@@ -70,6 +70,7 @@ class StreamSpec:
             discard=self.discard,
             max_bytes=self.bytes_at(scale),
             max_age=self.max_age_s,
+            max_msg_size=-1 if self.name == DEAD_LETTERS else message_limit(max_payload),
             duplicate_window=DUPLICATE_WINDOW_S,
             num_replicas=replicas,
         )
@@ -133,6 +134,7 @@ _OURS = (
     "discard",
     "max_bytes",
     "max_age",
+    "max_msg_size",
     "duplicate_window",
     "num_replicas",
 )
@@ -143,10 +145,12 @@ def storage_needed(scale: float = 1.0) -> int:
     return sum(spec.bytes_at(scale) for spec in STREAMS.values())
 
 
-async def ensure_streams(js: JetStreamContext, *, replicas: int = 1, scale: float = 1.0) -> None:
+async def ensure_streams(
+    js: JetStreamContext, *, replicas: int = 1, scale: float = 1.0, max_payload: int = MAX_PAYLOAD
+) -> None:
     """Create the streams that are missing and mend those whose configuration drifted; safe in several processes.
 
-    `scale` multiplies every limit in bytes: for small disks and for tests.
+    `scale` multiplies every limit in bytes: for small disks and for tests. `max_payload` is the server's.
 
     Raises:
         SettingsError: the server has no room for the limits, a stream of somebody else takes our subjects, or one
@@ -154,7 +158,7 @@ async def ensure_streams(js: JetStreamContext, *, replicas: int = 1, scale: floa
         BusUnreachable: JetStream does not answer.
     """
     for spec in STREAMS.values():
-        await _ensure_stream(js, spec.config(replicas=replicas, scale=scale), scale)
+        await _ensure_stream(js, spec.config(replicas=replicas, scale=scale, max_payload=max_payload), scale)
 
 
 def consumer_config(stream: str, durable: str, *, ack_wait_s: float = ACK_WAIT_S) -> api.ConsumerConfig:

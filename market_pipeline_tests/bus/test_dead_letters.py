@@ -7,9 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nats.aio.client import Client
 from nats.js import JetStreamContext
+from nats.js.errors import APIError
 
 from market_pipeline.bus.consumer import BatchConsumer
+from market_pipeline.bus.dead_letter import SHORT_CHARS
+from market_pipeline.bus.dead_letter_box import DeadLetterBox, NotReplayable
 from market_pipeline.bus.dead_letters import (
+    SERVER_HEADERS,
     DeadLetter,
     Reason,
     count_dead_letters,
@@ -18,9 +22,11 @@ from market_pipeline.bus.dead_letters import (
     publish_letter,
 )
 from market_pipeline.bus.envelope import encode_batches
-from market_pipeline.bus.publisher import Publisher
+from market_pipeline.bus.limits import message_limit
+from market_pipeline.bus.publisher import Publisher, headers_size
+from market_pipeline.bus.session import BusSession
 from market_pipeline.bus.streams import DEAD_LETTERS, HISTORY
-from market_pipeline.errors import BusUnreachable, StreamFull, UnreadableBatch
+from market_pipeline.errors import BusUnreachable, PayloadTooLarge, StreamFull, UnreadableBatch
 from market_pipeline_tests.bus.bars import bars
 
 SUBJECT = "history.EURUSD.1m"
@@ -111,6 +117,50 @@ async def test_a_full_dead_letter_stream_keeps_the_original(nc: Client, js: JetS
     await publish_letter(js, VENDOR_ROWS)
     with pytest.raises(StreamFull, match="replay or drop"):
         await publish_letter(js, VENDOR_ROWS)
+
+
+async def test_what_a_stream_takes_can_always_be_buried(nc: Client, js: JetStreamContext) -> None:
+    """A foreign producer's largest message, with errors and a correlation id that take as much room as they can."""
+    bus = BusSession(nc, js)
+    headers = {"Correlation-Id": "%E2%98%82" * 1_000}
+    body = b"x" * (message_limit(nc.max_payload) - headers_size(headers))
+    with pytest.raises(APIError, match="message size exceeds"):
+        await js.publish(SUBJECT, body + b"x", headers=headers)
+    await js.publish(SUBJECT, body, headers=headers)
+    async with BatchConsumer(nc, js, HISTORY) as consumer:
+        (delivery,) = await consumer.fetch(1, 5)
+        await bus.bury(delivery, Reason.UNREADABLE_ENVELOPE, "😱" * 500)
+        await consumer.term(delivery)
+    (letter,) = await list_dead_letters(js)
+    assert (letter.payload, letter.headers) == (body, headers)
+    assert letter.last_error == "😱" * 500
+    with pytest.raises(NotReplayable, match="too large"):  # its own id takes room too
+        await DeadLetterBox(bus).replay(letter)
+    assert nc.is_connected
+
+
+async def test_one_that_the_server_would_not_take_is_refused_before_it_is_sent(
+    nc: Client, js: JetStreamContext
+) -> None:
+    """A message of before its stream had a limit: with short errors it may still fit, and nothing breaks if not."""
+    letter = replace(VENDOR_ROWS, last_error="x" * 500, first_error="y" * 500)
+    room = nc.max_payload - headers_size(letter.to_nats(SHORT_CHARS)) - SERVER_HEADERS
+    await publish_letter(js, replace(letter, payload=b"x" * room), nc.max_payload)
+    assert (await list_dead_letters(js))[0].last_error == "x" * SHORT_CHARS
+    with pytest.raises(PayloadTooLarge, match="raise its max_payload"):
+        await publish_letter(js, replace(letter, payload=b"x" * (room + 1)), nc.max_payload)
+    assert nc.is_connected
+
+
+async def test_headers_that_leave_no_room_for_ours_go_and_the_payload_stays(nc: Client, js: JetStreamContext) -> None:
+    headers = {"Symbol": "EURUSD", "Correlation-Id": "c" * 65_000}
+    await js.publish(SUBJECT, b"body", headers=headers)
+    async with BatchConsumer(nc, js, HISTORY) as consumer:
+        (delivery,) = await consumer.fetch(1, 5)
+        await publish_dead_letter(js, delivery, Reason.UNREADABLE_ENVELOPE, "e" * 500)
+    (letter,) = await list_dead_letters(js)
+    assert (letter.payload, letter.headers) == (b"body", {"Symbol": "EURUSD"})
+    assert letter.last_error == "e" * SHORT_CHARS
 
 
 async def test_without_the_stream_there_is_no_dead_letter(js: JetStreamContext) -> None:

@@ -9,6 +9,7 @@ from nats.js import JetStreamContext
 
 from market_pipeline.bus.connection import connect
 from market_pipeline.bus.envelope import BatchHeaders, EncodedBatch, encode_batches
+from market_pipeline.bus.limits import message_limit
 from market_pipeline.bus.publisher import Publisher, headers_size
 from market_pipeline.bus.streams import BRIDGE, HISTORY, MB, ensure_consumer, ensure_streams
 from market_pipeline.errors import BusUnreachable, PayloadTooLarge, StreamFull
@@ -129,10 +130,10 @@ async def test_what_is_too_large_is_caught_before_the_connection_is_harmed(nc: C
     await js.update_stream((await js.stream_info(HISTORY)).config.evolve(max_bytes=64 * MB))
     publisher = Publisher(nc, js)
     headers = {"Nats-Msg-Id": "large", "Extra": "x" * 100}
-    most = nc.max_payload - headers_size(headers)
+    most = message_limit(nc.max_payload) - headers_size(headers)
     assert (await publisher.publish_message(SUBJECT, b"x" * most, headers)).seq == 1
     # One byte more passes the client's own check, which forgets the headers, and would cost the connection.
-    with pytest.raises(PayloadTooLarge, match="4194305 bytes with headers, the server takes 4194304"):
+    with pytest.raises(PayloadTooLarge, match="4128769 bytes with headers, the streams take 4128768"):
         await publisher.publish_message(SUBJECT, b"x" * (most + 1), headers)
     assert nc.is_connected
     assert (await publisher.publish_message(SUBJECT, b"x", {})).seq == 2

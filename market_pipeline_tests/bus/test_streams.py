@@ -45,6 +45,8 @@ async def test_the_streams_keep_what_the_design_says(js: JetStreamContext) -> No
         discard = api.DiscardPolicy.OLD if name == TICKS else api.DiscardPolicy.NEW
         assert (config.storage, config.discard) == (api.StorageType.FILE, discard)
         assert (config.duplicate_window, config.num_replicas) == (120, 1)
+        # a letter is larger than the message that it holds
+        assert config.max_msg_size == (-1 if name == DEAD_LETTERS else 4 * MB - 64 * 1024)
     assert storage_needed() == sum(max_bytes for _, max_bytes, _ in wanted.values())
 
 
