@@ -74,7 +74,7 @@ class StreamSettings(Section):
     url: str = ""
     separator: Literal["/", "-"] = "/"
     silence_s: float = Field(default=20.0, gt=0)
-    mute_s: float = Field(default=120.0, gt=0)
+    mute_s: float = Field(default=600.0, gt=0)
     cooldown_s: float = Field(default=60.0, ge=0)
     stable_s: float = Field(default=10.0, ge=0)
     handshake_timeout_s: float = Field(default=10.0, gt=0)

@@ -20,7 +20,7 @@ INSTRUMENTS = """
 instruments:
   - {symbol: BTC/USD, asset_class: crypto, vendor_ticker: "X:BTCUSD", calendar: crypto, history_start: 2024-01-01}
 """
-STARTS_S = 90.0
+STARTS_S = 150.0
 ENDS_S = 30.0
 
 
