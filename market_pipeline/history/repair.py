@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 import polars as pl
 import structlog
 
+from market_pipeline.errors import RangeNotLoaded
 from market_pipeline.history.coverage import account_days, due_until
 from market_pipeline.history.derive import derive_symbol
 from market_pipeline.history.load import load_symbol
@@ -23,6 +24,7 @@ from market_pipeline.history.wanted import Interval, midnight, minutes_of, subtr
 from market_pipeline.market.instruments import Instrument
 from market_pipeline.market.timeframes import DERIVED
 from market_pipeline.stores.gap_merge import CONFIRMED, OPEN
+from market_pipeline.stores.vendor_requests import merged
 
 log = structlog.get_logger(__name__)
 
@@ -35,6 +37,9 @@ async def repair_symbol(rt: Runtime, instrument: Instrument, report: RepairRepor
 
     Gaps in what was never asked for are those that live repair or the daily monitor has found. Oldest first; minutes
     that may still come or change of themselves wait.
+
+    Raises:
+        RangeNotLoaded: naming the ranges that are missing; what else was asked for has landed and is derived.
     """
     asked = await asyncio.to_thread(
         rt.requests.asked,
@@ -47,6 +52,7 @@ async def repair_symbol(rt: Runtime, instrument: Instrument, report: RepairRepor
         await asyncio.to_thread(account_days, rt, instrument, [], asked)
     asked_for = await asyncio.to_thread(open_until, rt, instrument, due_until(rt.clock(), rt.settings.history))
     if not asked_for:
+        await _derive_waiting(rt, instrument, report, meter)
         return
     minutes = minutes_of(asked_for)
     report.found_gaps += len(asked_for)
@@ -54,14 +60,31 @@ async def repair_symbol(rt: Runtime, instrument: Instrument, report: RepairRepor
     ranges = request_ranges(asked_for)
     log.info("repairing", symbol=instrument.symbol, gaps=len(asked_for), minutes=minutes, requests=len(ranges))
     load = report.load.symbols.setdefault(instrument.key, SymbolLoad(instrument.key))
-    await load_symbol(rt, instrument, ranges, load, meter)
+    # Noted first: what has landed must be derived, whatever becomes of the rest, and of this process.
+    await asyncio.to_thread(rt.underived.note, instrument.key, ranges)
+    failure: RangeNotLoaded | None = None
+    try:
+        await load_symbol(rt, instrument, ranges, load, meter)
+    except RangeNotLoaded as error:
+        failure = error
     report.asked_requests += load.requests
-    await derive_symbol(rt, instrument, ranges, DERIVED, report.derived, meter)
+    await _derive_waiting(rt, instrument, report, meter)
     still, confirmed = await asyncio.to_thread(minutes_left, rt, instrument, asked_for)
     report.still_open_minutes += still
     report.confirmed_minutes += confirmed
     report.repaired_minutes += minutes - still - confirmed
     log.info("repaired", symbol=instrument.symbol, minutes=minutes - still - confirmed, confirmed=confirmed, open=still)
+    if failure is not None:
+        raise failure
+
+
+async def _derive_waiting(rt: Runtime, instrument: Instrument, report: RepairReport, meter: Meter) -> None:
+    """Derive what this run has asked for, and what a run that ended too early has left to derive."""
+    waiting = await asyncio.to_thread(rt.underived.waiting, instrument.key)
+    if waiting.height:
+        ranges = merged(waiting.select("start_ts", "end_ts").rows())
+        await derive_symbol(rt, instrument, ranges, DERIVED, report.derived, meter)
+        await asyncio.to_thread(rt.underived.forget, instrument.key, waiting)
 
 
 def open_until(rt: Runtime, instrument: Instrument, until: datetime) -> list[Interval]:

@@ -29,6 +29,7 @@ from market_pipeline.stores.bars import BarStore
 from market_pipeline.stores.clickhouse import connect as connect_store
 from market_pipeline.stores.clickhouse import probe as probe_store
 from market_pipeline.stores.ledgers import GapLedger, IngestLedger, VendorRequestLedger, VendorRequestRow
+from market_pipeline.stores.underived import Underived
 from market_pipeline.tasks import end_tasks
 from market_pipeline.vendors.polygon import PolygonClient
 
@@ -57,6 +58,7 @@ class Runtime:
     facts: BarFacts
     requests: VendorRequestLedger
     gaps: GapLedger
+    underived: Underived
     ingest: IngestLedger
     bus: BusSession
     tracker: Tracker
@@ -149,6 +151,7 @@ async def open_runtime(
             requests=requests,
             landed=Gather(record),
             gaps=GapLedger(client),
+            underived=Underived(client),
             ingest=ingest,
             bus=bus,
             tracker=tracker,

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import secrets
-from datetime import timedelta
+import signal
+from datetime import datetime, timedelta
 
 import polars as pl
 import pytest
 
 from market_pipeline.errors import RangeNotLoaded
 from market_pipeline.history import RepairReport, repair_gaps
+from market_pipeline.history import repair as history_repair
 from market_pipeline.market.timeframes import DERIVED
-from market_pipeline_tests.integration.world import World, assert_bars_equal, day_range, fold_independently, truth, utc
+from market_pipeline.settings import Settings
+from market_pipeline_tests.integration.world import (
+    Days,
+    World,
+    assert_bars_equal,
+    day_range,
+    fold_independently,
+    truth,
+    utc,
+)
 
 # A pair that the simulator never lacks a minute of.
 KEY, TICKER = "USDCHF", "C:USDCHF"
@@ -68,6 +81,57 @@ def test_a_hole_that_was_derived_is_derived_again_when_it_is_filled(world: World
     assert report.repaired_minutes == 7
     assert_bars_equal(world.bars(KEY, "1h"), fold_independently(truth(TICKER, days[KEY]), "1h"), "1h")
     assert world.bars(KEY, "5m").filter(ts=start + timedelta(minutes=5))["complete"].to_list() == [True]
+
+
+def lack_and_load(world: World, days: Days, *holes: datetime) -> None:
+    """Load and derive days of which the vendor lacks seven minutes from each hole on, and then has them."""
+    for hole in holes:
+        world.vendor.withdraw(TICKER, hole, hole + timedelta(minutes=7))
+    world.load({KEY: days})
+    world.derive({KEY: days})
+    for hole in holes:
+        world.vendor.restore(TICKER, hole, hole + timedelta(minutes=7))
+
+
+def test_what_has_landed_is_derived_though_another_gap_could_not_be_asked_for(world: World) -> None:
+    first, second = utc("2024-01-10T10:00:00"), utc("2024-03-13T10:00:00")  # too far apart for one request
+    days = [*day_range("2024-01-10", "2024-01-10"), *day_range("2024-03-13", "2024-03-13")]
+    lack_and_load(world, days, first, second)
+    world.vendor.add_fault("server_error", path=AGGS, skip=1)
+    with pytest.raises(RangeNotLoaded, match="2024-03-13 10:00"):
+        repair(world)
+    world.vendor.clear_faults()
+    hours = world.bars(KEY, "1h").filter(pl.col("ts").is_in([first, second]))
+    assert hours["complete"].to_list() == [True, False]
+    repair(world)
+    assert_bars_equal(world.bars(KEY, "1h"), fold_independently(truth(TICKER, days), "1h"), "1h")
+
+
+def die_before_deriving(settings: Settings) -> None:
+    """Repair, and be killed between the last minute's landing and the first derived bar."""
+
+    async def die(*args: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    history_repair.derive_symbol = die  # type: ignore[assignment]
+    repair_gaps(settings, symbols=[KEY], run_id="killed", root_run_id="killed")
+
+
+def test_what_a_killed_repair_has_loaded_the_next_one_derives(world: World) -> None:
+    days, hole = day_range("2024-03-11", "2024-03-12"), utc("2024-03-11T10:00:00")
+    lack_and_load(world, days, hole)
+    process = multiprocessing.get_context("spawn").Process(target=die_before_deriving, args=(world.settings,))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    assert_bars_equal(world.bars(KEY, "1m"), truth(TICKER, days), "landed")
+    assert world.bars(KEY, "1h").filter(ts=hole)["complete"].to_list() == [False]
+    report = repair(world)
+    assert report.found_gaps == 0, "the ledger knows the minutes as repaired"
+    for timeframe in DERIVED:
+        assert_bars_equal(world.bars(KEY, timeframe), fold_independently(truth(TICKER, days), timeframe), timeframe)
+    assert world.bars(KEY, "1h").filter(ts=hole)["complete"].to_list() == [True]
+    assert repair(world).derived.minutes_read == 0, "once"
 
 
 def test_a_minute_that_the_vendor_lacks_is_confirmed_and_then_left_alone(world: World) -> None:

@@ -13,7 +13,17 @@ from market_pipeline.stores import migrations
 from market_pipeline.stores.clickhouse import Client, connect
 from market_pipeline_tests.stores.conftest import settings_of
 
-NAMES = ["bars", "bar_views", "ingest_batches", "vendor_requests", "gaps", "bars_1s", "external", "bar_revisions"]
+NAMES = [
+    "bars",
+    "bar_views",
+    "ingest_batches",
+    "vendor_requests",
+    "gaps",
+    "bars_1s",
+    "external",
+    "bar_revisions",
+    "underived",
+]
 
 
 @pytest.fixture
@@ -53,6 +63,7 @@ def test_apply_twice(fresh: Client) -> None:
             "external_observations",
             "external_final",
             "schema_migrations",
+            "underived",
         ]
     )
 
@@ -109,7 +120,7 @@ def test_the_cluster_s_schema_parses_and_is_replicated(fresh: Client) -> None:
         assert "ON CLUSTER 'prod'" in statement
     tables = [s for s in statements if s.startswith("CREATE TABLE") and "Distributed(" not in s]
     assert all("ENGINE = Replicated" in s and "_local ON CLUSTER" in s for s in tables)
-    assert sum("ENGINE = Distributed('prod'" in s for s in statements) == len(tables) == 7
+    assert sum("ENGINE = Distributed('prod'" in s for s in statements) == len(tables) == 8
     engine = "ReplicatedReplacingMergeTree('/clickhouse/tables/{shard}/{database}/{table}', '{replica}', revision, "
     assert any(f"{engine}is_deleted)" in s for s in tables)
 
