@@ -10,7 +10,15 @@ from hashlib import blake2b
 import polars as pl
 import structlog
 
-from market_pipeline.errors import MarketPipelineError, RangeNotLoaded, StillSpooled, Terminal
+from market_pipeline.errors import (
+    MarketPipelineError,
+    RangeNotLoaded,
+    StillSpooled,
+    Terminal,
+    VendorNotEntitled,
+    VendorNotFound,
+    VendorRequestRejected,
+)
 from market_pipeline.history.answer import Answer, keep_page, span_of
 from market_pipeline.history.coverage import account_days
 from market_pipeline.history.progress import Meter
@@ -33,6 +41,8 @@ REQUESTS_IN_FLIGHT = 8
 """Requests of one symbol whose batches may be on the road at once, so that fetching never waits for verification."""
 FAILURES_BEFORE_STOP = 3
 """Requests in a row that may fail after all their retries before a symbol is given up."""
+REFUSALS = (VendorNotEntitled, VendorNotFound, VendorRequestRejected)
+"""Terminal answers that concern the range asked for; others concern all that could be asked for."""
 
 
 async def load_symbol(
@@ -44,16 +54,18 @@ async def load_symbol(
     *,
     source: str = VENDOR_HISTORICAL,
     only: Sequence[Interval] | None = None,
+    past_refusals: bool = False,
 ) -> None:
     """Load one symbol's intervals; requests that a run of the same root has landed are skipped.
 
     Args:
         source: of the bars; a correction or a withdrawal concerns the bars of this source only.
         only: of the intervals, the minutes that are wanted; what else their requests bring is left out.
+        past_refusals: go on to the next range when the vendor refuses one for good: it is then missing like others.
 
     Raises:
         RangeNotLoaded: naming the ranges that are missing; all others have landed.
-        Terminal errors of the vendor, at once.
+        Terminal errors of the vendor, at once: those of a key that it does not know, whatever `past_refusals` says.
     """
     done = await asyncio.to_thread(rt.requests.done, rt.root_run_id, instrument.key)
     todo = subtract(intervals, done)
@@ -95,11 +107,13 @@ async def load_symbol(
             except MarketPipelineError as error:
                 road.release()
                 await _note_failure(rt, instrument, request, error)
-                if isinstance(error, Terminal):
+                refused = past_refusals and isinstance(error, REFUSALS)
+                if isinstance(error, Terminal) and not refused:
                     raise
                 missing.append((instrument.symbol, *span_of(request)))
                 causes.append(str(error))
-                failures_in_a_row += 1
+                # The vendor is there: what it says of one range it need not say of the next.
+                failures_in_a_row += not refused
             else:
                 task = asyncio.create_task(land(answer))
                 landing.add(task)

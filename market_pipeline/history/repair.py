@@ -64,7 +64,7 @@ async def repair_symbol(rt: Runtime, instrument: Instrument, report: RepairRepor
     await asyncio.to_thread(rt.underived.note, instrument.key, ranges)
     failure: RangeNotLoaded | None = None
     try:
-        await load_symbol(rt, instrument, ranges, load, meter)
+        await load_symbol(rt, instrument, ranges, load, meter, past_refusals=True)
     except RangeNotLoaded as error:
         failure = error
     report.asked_requests += load.requests

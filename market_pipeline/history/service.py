@@ -127,7 +127,8 @@ def repair_gaps(
 
     Raises:
         UnknownSymbol: a symbol is not among the instruments.
-        RangeNotLoaded: gaps that the vendor could not be asked about.
+        RangeNotLoaded: gaps that the vendor could not be asked about, or refuses; all others were asked for.
+        VendorAuthError: the vendor does not know the key.
     """
 
     async def run() -> RepairReport:

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 import polars as pl
 import pytest
 
-from market_pipeline.errors import RangeNotLoaded
+from market_pipeline.errors import RangeNotLoaded, VendorAuthError
 from market_pipeline.history import RepairReport, repair_gaps
 from market_pipeline.history import repair as history_repair
 from market_pipeline.market.timeframes import DERIVED
@@ -28,19 +28,25 @@ from market_pipeline_tests.integration.world import (
 
 # A pair that the simulator never lacks a minute of.
 KEY, TICKER = "USDCHF", "C:USDCHF"
+OTHER = "GBPUSD"
 AGGS = "/v2/aggs"
 
 
-def repair(world: World) -> RepairReport:
+def repair(world: World, *symbols: str) -> RepairReport:
     run = secrets.token_hex(4)
-    return repair_gaps(world.settings, symbols=[KEY], run_id=run, root_run_id=run)
+    return repair_gaps(world.settings, symbols=symbols or [KEY], run_id=run, root_run_id=run)
 
 
-def punch(world: World, start: str, minutes: int) -> None:
+def ms(moment: datetime) -> int:
+    """Return a moment as it stands in the path of a request."""
+    return int(moment.timestamp() * 1000)
+
+
+def punch(world: World, start: str, minutes: int, key: str = KEY) -> None:
     first = utc(start)
     last = first + timedelta(minutes=minutes)
     world.command(
-        f"DELETE FROM bars WHERE symbol = '{KEY}' AND timeframe = '1m' "
+        f"DELETE FROM bars WHERE symbol = '{key}' AND timeframe = '1m' "
         f"AND ts >= '{first:%Y-%m-%d %H:%M:%S}' AND ts < '{last:%Y-%m-%d %H:%M:%S}'"
     )
 
@@ -105,6 +111,34 @@ def test_what_has_landed_is_derived_though_another_gap_could_not_be_asked_for(wo
     assert hours["complete"].to_list() == [True, False]
     repair(world)
     assert_bars_equal(world.bars(KEY, "1h"), fold_independently(truth(TICKER, days), "1h"), "1h")
+
+
+def test_a_range_that_the_plan_does_not_include_leaves_every_other_gap_to_be_repaired(world: World) -> None:
+    """Of two symbols, in their alphabetical order; the refused gap is the oldest."""
+    old, new = utc("2024-01-10T10:00:00"), utc("2024-03-13T10:00:00")
+    days = [*day_range("2024-01-10", "2024-01-10"), *day_range("2024-03-13", "2024-03-13")]
+    world.load({OTHER: days})
+    lack_and_load(world, days, old, new)
+    punch(world, "2024-03-13T09:17:00", 9, OTHER)
+    world.vendor.add_fault("forbidden", ticker=TICKER, path=f"{AGGS}.*/{ms(old)}/")
+    with pytest.raises(RangeNotLoaded, match=r"USD/CHF.*2024-01-10 10:00 to 2024-01-10 10:07.*plan") as raised:
+        repair(world, KEY, OTHER)
+    assert [start for _, start, _ in raised.value.missing] == [old]
+    assert_bars_equal(world.bars(OTHER, "1m"), truth(f"C:{OTHER}", days), "the other symbol")
+    true = truth(TICKER, days).filter((pl.col("ts") < old) | (pl.col("ts") >= old + timedelta(minutes=7)))
+    assert_bars_equal(world.bars(KEY, "1m"), true, "the newer gap")
+
+
+def test_a_key_that_the_vendor_does_not_know_ends_a_repair_at_once(world: World) -> None:
+    days = day_range("2024-03-13", "2024-03-13")
+    world.load({KEY: days, OTHER: days})
+    for symbol in (KEY, OTHER):
+        punch(world, "2024-03-13T09:17:00", 9, symbol)
+    world.vendor.add_fault("unauthorized", path=AGGS)
+    world.vendor.clear_requests()
+    with pytest.raises(VendorAuthError):
+        repair(world, KEY, OTHER)
+    assert len([r for r in world.vendor.requests() if AGGS in r.path]) <= 2
 
 
 def die_before_deriving(settings: Settings) -> None:
