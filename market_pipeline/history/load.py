@@ -129,7 +129,8 @@ async def load_symbol(
     failed = [(start, end) for _, start, end in missing]
     # The answer for a minute that was not wanted has been dropped: it is none.
     accounted = merged(intervals if only is None else only)
-    answered = subtract(accounted, failed)
+    # An earlier run of the same root has counted its answers: each counts once.
+    answered = subtract(accounted, [*failed, *done])
     report.days, report.gaps = await asyncio.to_thread(
         account_days, rt, instrument, answered, subtract(accounted, answered)
     )

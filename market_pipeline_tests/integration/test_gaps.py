@@ -188,6 +188,21 @@ def test_a_minute_that_the_vendor_lacks_is_confirmed_and_then_left_alone(world: 
     assert gaps.rows() == [(3, "vendor_missing", "confirmed", 2)]
 
 
+def test_an_answer_counts_once_however_often_its_run_is_executed_again(world: World) -> None:
+    days, start = {KEY: day_range("2024-03-01", "2024-04-30")}, utc("2024-03-11T10:00:00")
+    world.vendor.remove(TICKER, start, start + timedelta(minutes=3))
+    world.vendor.add_fault("server_error", path=AGGS, skip=1)
+    with pytest.raises(RangeNotLoaded):
+        world.load(days, root="a")
+    world.vendor.clear_faults()
+    for _ in range(2):
+        again = world.load(days, root="a")
+        assert again.symbols[KEY].missing == 3
+        gaps = world.query("SELECT minutes, cause, state, attempts FROM gaps FINAL WHERE state != 'repaired'")
+        assert gaps.rows() == [(3, "not_loaded", "open", 1)]
+    assert repair(world).confirmed_minutes == 3, "the second answer"
+
+
 def test_weekends_and_the_unsettled_present_are_no_gaps(world: World) -> None:
     now = utc("2024-03-12T15:07:20")
     world.vendor.set_now(now)
