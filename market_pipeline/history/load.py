@@ -22,7 +22,7 @@ from market_pipeline.errors import (
 from market_pipeline.history.answer import Answer, keep_page, span_of
 from market_pipeline.history.coverage import account_days
 from market_pipeline.history.progress import Meter
-from market_pipeline.history.reports import SymbolLoad
+from market_pipeline.history.reports import FailedRequest, SymbolLoad
 from market_pipeline.history.runtime import Runtime
 from market_pipeline.history.wanted import Interval, minutes_of, subtract
 from market_pipeline.history.withdraw import MILLISECOND, withdraw
@@ -90,7 +90,7 @@ async def load_symbol(
             meter.advance(instrument.symbol, minutes=minutes_of([span_of(answer.request)]), rows=answer.rows)
             failures_in_a_row = 0
         except MarketPipelineError as error:
-            await _note_failure(rt, instrument, answer.request, error)
+            await _note_failure(rt, instrument, answer.request, error, report)
             missing.append((instrument.symbol, *span_of(answer.request)))
             # Without NATS much fails at once: what says where the batches are goes first.
             causes.insert(0 if isinstance(error, StillSpooled) else len(causes), str(error))
@@ -106,7 +106,7 @@ async def load_symbol(
                 answer = await _fetch(rt, instrument, Answer(request, source, only), newest, report)
             except MarketPipelineError as error:
                 road.release()
-                await _note_failure(rt, instrument, request, error)
+                await _note_failure(rt, instrument, request, error, report)
                 refused = past_refusals and isinstance(error, REFUSALS)
                 if isinstance(error, Terminal) and not refused:
                     raise
@@ -182,8 +182,11 @@ async def _land(rt: Runtime, instrument: Instrument, answer: Answer, newest: int
     await rt.landed.ask(_request_row(rt, instrument, answer))
 
 
-async def _note_failure(rt: Runtime, instrument: Instrument, request: RangeRequest, error: MarketPipelineError) -> None:
+async def _note_failure(
+    rt: Runtime, instrument: Instrument, request: RangeRequest, error: MarketPipelineError, report: SymbolLoad
+) -> None:
     """Write the failed request to the ledger; the store may be what failed, so this may fail too."""
+    report.failed.append(FailedRequest(*span_of(request), error))
     row = _request_row(rt, instrument, Answer(request), outcome="failed", error=str(error))
     try:
         await asyncio.to_thread(rt.requests.record, [row])

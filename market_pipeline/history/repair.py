@@ -68,7 +68,7 @@ async def repair_symbol(rt: Runtime, instrument: Instrument, report: RepairRepor
     except RangeNotLoaded as error:
         failure = error
     report.asked_requests += load.requests
-    await _derive_waiting(rt, instrument, report, meter)
+    await _derive_waiting(rt, instrument, report, meter, load.unsettled)
     still, confirmed = await asyncio.to_thread(minutes_left, rt, instrument, asked_for)
     report.still_open_minutes += still
     report.confirmed_minutes += confirmed
@@ -78,13 +78,21 @@ async def repair_symbol(rt: Runtime, instrument: Instrument, report: RepairRepor
         raise failure
 
 
-async def _derive_waiting(rt: Runtime, instrument: Instrument, report: RepairReport, meter: Meter) -> None:
-    """Derive what this run has asked for, and what a run that ended too early has left to derive."""
+async def _derive_waiting(
+    rt: Runtime, instrument: Instrument, report: RepairReport, meter: Meter, unsettled: Sequence[Interval] = ()
+) -> None:
+    """Derive what this run has asked for, and what a run that ended too early has left to derive.
+
+    What is `unsettled` waits on: a minute of it may land after this.
+    """
     waiting = await asyncio.to_thread(rt.underived.waiting, instrument.key)
     if waiting.height:
         ranges = merged(waiting.select("start_ts", "end_ts").rows())
         await derive_symbol(rt, instrument, ranges, DERIVED, report.derived, meter)
-        await asyncio.to_thread(rt.underived.forget, instrument.key, waiting)
+        later = pl.any_horizontal(
+            pl.lit(False), *((pl.col("start_ts") < end) & (pl.col("end_ts") > start) for start, end in unsettled)
+        )
+        await asyncio.to_thread(rt.underived.forget, instrument.key, waiting.filter(~later))
 
 
 def open_until(rt: Runtime, instrument: Instrument, until: datetime) -> list[Interval]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, datetime
 from typing import Any
 
 import polars as pl
 
+from market_pipeline.errors import MarketPipelineError, VendorError
 from market_pipeline.market.reconciliation import DIFFERENCE_SCHEMA, Counts
 
 DAY_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
@@ -46,6 +47,15 @@ class SeriesCounts:
         return self.new + self.restated + self.withdrawn
 
 
+@dataclass(frozen=True)
+class FailedRequest:
+    """A request [start, end) that the vendor did not answer, or whose answer did not reach the store."""
+
+    start: datetime
+    end: datetime
+    error: MarketPipelineError
+
+
 @dataclass
 class SymbolLoad:
     """One symbol's part of a load of minutes."""
@@ -55,10 +65,16 @@ class SymbolLoad:
     requests: int = 0
     skipped_requests: int = 0
     empty_answers: int = 0
+    failed: list[FailedRequest] = field(default_factory=list)
     days: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=DAY_SCHEMA))
     gaps: pl.DataFrame = field(default_factory=pl.DataFrame)
     first_day: date | None = None
     last_day: date | None = None
+
+    @property
+    def unsettled(self) -> list[tuple[datetime, datetime]]:
+        """Ranges that the vendor answered for and that are not proven to be stored: their bars may still land."""
+        return [(one.start, one.end) for one in self.failed if not isinstance(one.error, VendorError)]
 
     @property
     def expected(self) -> int:

@@ -7,13 +7,15 @@ import os
 import secrets
 import signal
 from datetime import datetime, timedelta
+from typing import Any
 
 import polars as pl
 import pytest
 
-from market_pipeline.errors import RangeNotLoaded, VendorAuthError
+from market_pipeline.errors import RangeNotLoaded, StillSpooled, VendorAuthError
 from market_pipeline.history import RepairReport, repair_gaps
 from market_pipeline.history import repair as history_repair
+from market_pipeline.history.reports import FailedRequest, SymbolLoad
 from market_pipeline.market.timeframes import DERIVED
 from market_pipeline.settings import Settings
 from market_pipeline_tests.integration.world import (
@@ -166,6 +168,23 @@ def test_what_a_killed_repair_has_loaded_the_next_one_derives(world: World) -> N
         assert_bars_equal(world.bars(KEY, timeframe), fold_independently(truth(TICKER, days), timeframe), timeframe)
     assert world.bars(KEY, "1h").filter(ts=hole)["complete"].to_list() == [True]
     assert repair(world).derived.minutes_read == 0, "once"
+
+
+def test_what_may_land_after_a_repair_is_derived_by_the_next(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    days, hole = day_range("2024-03-11", "2024-03-12"), utc("2024-03-11T10:00:00")
+    lack_and_load(world, days, hole)
+
+    async def spool(rt: Any, instrument: Any, ranges: list[Any], load: SymbolLoad, *args: Any, **more: Any) -> None:
+        load.failed.append(FailedRequest(*ranges[0], StillSpooled("NATS was away", batches=1)))
+        raise RangeNotLoaded("spooled", [(KEY, *ranges[0])])
+
+    with monkeypatch.context() as away:
+        away.setattr(history_repair, "load_symbol", spool)
+        with pytest.raises(RangeNotLoaded):
+            repair(world)
+    world.load({KEY: days})  # by now it has landed
+    assert repair(world).found_gaps == 0
+    assert world.bars(KEY, "1h").filter(ts=hole)["complete"].to_list() == [True]
 
 
 def test_a_minute_that_the_vendor_lacks_is_confirmed_and_then_left_alone(world: World) -> None:
