@@ -227,6 +227,41 @@ def test_a_key_that_the_vendor_does_not_know_ends_it_at_once(world: World, tmp_p
     assert {gap[3:] for gap in live.gaps()} == {(OPEN, 0)}, "what was found is not lost"
 
 
+def test_a_symbol_that_the_plan_does_not_include_is_asked_for_once_until_a_restart(
+    world: World, tmp_path: Path
+) -> None:
+    live = live_world(world, tmp_path, at("11:00:05"))
+    live.stream(at("08:50:00"), at("11:00:00"), without=[(at("10:00:00"), at("10:03:00"))])
+    fault = world.vendor.add_fault("forbidden", path="/v2/aggs")
+    with live.repairing() as repair:
+        repair.looks(3)
+        live.turn(at("12:00:05"))  # longer than any two questions lie apart
+        repair.looks(3)
+        assert live.asked() == 1
+        (problem,) = [each for each in repair.service.health().problems if KEY in each]
+        assert "plan" in problem
+        assert "not asked again before a restart" in problem
+        assert repair.service.health().state == "running"
+    world.vendor.clear_faults(fault)
+    with live.repairing() as repair:
+        repair.until(lambda: world.bars(KEY, "1m").filter(ts=at("10:01:00")).height == 1)
+
+
+def test_a_question_whose_answer_is_of_no_use_is_put_again_when_the_next_is_due(world: World, tmp_path: Path) -> None:
+    live = live_world(world, tmp_path, at("11:00:05"))
+    live.stream(at("08:50:00"), at("11:00:00"), without=[(at("10:00:00"), at("10:03:00"))])
+    fault = world.vendor.add_fault("invalid_json", path="/v2/aggs")
+    with live.repairing() as repair:
+        repair.until(lambda: repair.fact("requests") == 1)
+        repair.looks(2)
+        assert repair.fact("requests") == 1
+        world.vendor.clear_faults(fault)
+        repair.looks(2)
+        assert repair.fact("requests") == 1
+        live.turn(at("11:06:00"))
+        repair.until(lambda: world.bars(KEY, "1m").filter(ts=at("10:01:00")).height == 1)
+
+
 def test_the_seam_is_asked_for_a_settle_at_a_time(world: World, tmp_path: Path) -> None:
     live = live_world(world, tmp_path, at("13:37:20"))
     world.load({KEY: DAYS}, clock=live.clock)

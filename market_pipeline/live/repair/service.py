@@ -22,10 +22,11 @@ from market_pipeline.errors import (
     StoreAuthError,
     VendorAuthError,
     VendorError,
+    VendorUnavailable,
 )
 from market_pipeline.history.coverage import due_until
 from market_pipeline.history.derive import derive_symbol
-from market_pipeline.history.load import load_symbol
+from market_pipeline.history.load import REFUSALS, load_symbol
 from market_pipeline.history.progress import Meter
 from market_pipeline.history.repair import minutes_left, request_ranges
 from market_pipeline.history.reports import DeriveReport, SymbolLoad
@@ -91,6 +92,7 @@ class RepairService:
         self._failing: dict[str, str] = {}
         self._since: dict[str, datetime] = {}
         self._asked: dict[str, datetime] = {}
+        self._refused: set[str] = set()
         self._underived: dict[str, list[Interval]] = {}
         self._counts = _Counts()
         self._open = pl.DataFrame()
@@ -216,7 +218,7 @@ class RepairService:
             wanted = await asyncio.to_thread(search, rt, each, spans[each.key], lost, now)
             # A thin market lacks a minute every few minutes: they are asked for together.
             asked = self._asked.get(each.key)
-            waits = vendor.state == "open" or (asked is not None and now - asked < apart)
+            waits = vendor.state == "open" or each.key in self._refused or (asked is not None and now - asked < apart)
             todo.append((each, [] if waits else wanted))
         await self._note(rt, spans, due)
         self._looked_at = now
@@ -289,6 +291,10 @@ class RepairService:
                 except (RangeNotLoaded, VendorError) as error:
                     self._failing[key] = str(error)
                     failure = error
+                    if isinstance(error, REFUSALS):
+                        self._refused.add(key)
+                        self._failing[key] += "; it is not asked again before a restart"
+                        log.warning("live_repair_refused", symbol=instrument.symbol, error=str(error))
             if windows := self._underived.get(key):
                 report = DeriveReport()
                 await derive_symbol(rt, instrument, windows, DERIVED, report, Meter("deriving", 0, None))
@@ -314,7 +320,10 @@ class RepairService:
             )
         finally:
             self._counts.requests += load.requests
-        self._asked[instrument.key] = began  # when the vendor was asked, however long its answer took to land
+            # Of a vendor that does not answer the breaker says when it is asked again.
+            if load.requests > sum(isinstance(one.error, VendorUnavailable) for one in load.failed):
+                # When it was asked, however long its answer took to land, and whatever it was.
+                self._asked[instrument.key] = began
         still, confirmed = await asyncio.to_thread(minutes_left, rt, instrument, wanted)
         repaired = minutes_of(wanted) - still - confirmed
         self._counts.minutes_repaired += repaired
