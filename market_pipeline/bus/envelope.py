@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from market_pipeline import payload as arrow
 from market_pipeline.bus.header_fields import MAX_BATCH_ID, BatchFields, read_stages, stage_fields
 from market_pipeline.errors import InvalidBars, PayloadTooLarge, UnreadableBatch
-from market_pipeline.market.bars import BAR_SCHEMA
+from market_pipeline.market.bars import BAR_SCHEMA, TS
 from market_pipeline.market.digest import DIGEST_COLUMNS, row_digests, value_digest
+from market_pipeline.market.timeframes import to_ms
 
 SCHEMA_VERSION = 1
 MAX_BYTES = 512 * 1024
@@ -167,8 +168,8 @@ def decode(payload: bytes, headers: BatchHeaders) -> pl.DataFrame:
     Returns the rows with the columns of BAR_SCHEMA and `batch_id`.
 
     Raises:
-        UnreadableBatch: reason `unreadable_payload` (not Arrow, or rows of another series or batch) or
-            `digest_mismatch` (other values or another number of rows than the headers say).
+        UnreadableBatch: reason `unreadable_payload` (not Arrow, or rows of another series or batch, or outside the
+            range) or `digest_mismatch` (other values or another number of rows than the headers say).
     """
     frame = arrow.decode(payload)
     for name, said in (*((name, getattr(headers, name)) for name in _SERIES), ("batch_id", headers.batch_id)):
@@ -184,7 +185,22 @@ def decode(payload: bytes, headers: BatchHeaders) -> pl.DataFrame:
             raise UnreadableBatch(f"{name} holds nulls, of which there is no digest", reason="digest_mismatch")
     if value_digest(frame) != headers.digest:
         raise UnreadableBatch("the digest of the payload's values is not the headers'", reason="digest_mismatch")
+    if not frame.get_column("ts").is_between(headers.start_ts, headers.end_ts).all():
+        raise UnreadableBatch(
+            f"the headers say ts from {headers.start_ts} to {headers.end_ts}, the payload holds others",
+            reason=arrow.UNREADABLE,
+        )
     return frame
+
+
+def strays(payload: bytes, headers: BatchHeaders) -> bool:
+    """Tell, without decoding the payload, whether it may hold rows outside the range of its headers.
+
+    What is stored in that range is all that a batch is compared with: a row outside would replace another unseen.
+    False is proof; of True `decode` says what is wrong.
+    """
+    span = arrow.ts_span(payload)
+    return span is None or span[0] < to_ms(headers.start_ts) or span[1] > to_ms(headers.end_ts)
 
 
 def decode_all(
@@ -211,6 +227,12 @@ def decode_all(
     for name in DIGEST_COLUMNS:
         if frame.schema[name] != pl.Float64 and frame.get_column(name).null_count():
             wrong |= frame.get_column(name).is_null()
+    bounds = pl.DataFrame(
+        {name: [getattr(headers, name) for _, headers in batches] for name in ("start_ts", "end_ts")},
+        schema=dict.fromkeys(("start_ts", "end_ts"), TS),
+    )[place]
+    ts = frame.get_column("ts")
+    wrong |= (ts < bounds.get_column("start_ts")) | (ts > bounds.get_column("end_ts"))
     doubtful |= set(place[wrong.to_numpy()].tolist())
     sums = np.zeros(len(batches), np.uint64)
     known = ~np.isin(place, list(doubtful))

@@ -1,9 +1,10 @@
 """The bridge: batches of bars from a stream into ClickHouse, the one door.
 
 It moves bytes. A batch of a range in which its source has nothing yet is spliced into one insert with its neighbours,
-undecoded; a batch whose digest equals what is stored writes nothing; only where something differs is it decoded and
-compared row by row. Whatever happened is written to the ingest ledger, then acknowledged: in this order, so that a
-crash between any two steps repeats work that the key and the revision make harmless.
+undecoded, once its ts are seen to lie in that range; a batch whose digest equals what is stored writes nothing; only
+where something differs is it decoded and compared row by row. Whatever happened is written to the ingest ledger, then
+acknowledged: in this order, so that a crash between any two steps repeats work that the key and the revision make
+harmless.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import structlog
 from market_pipeline.breaker import Breaker
 from market_pipeline.bus.consumer import BatchConsumer, Delivery
 from market_pipeline.bus.dead_letters import Reason
-from market_pipeline.bus.envelope import BatchHeaders, decode, now_ms
+from market_pipeline.bus.envelope import BatchHeaders, decode, now_ms, strays
 from market_pipeline.bus.session import BusSession
 from market_pipeline.errors import StoreQueryError, UnreadableBatch
 from market_pipeline.live.claims import Claims, waves
@@ -142,7 +143,7 @@ class BridgeWorker(StreamWorker):
                 outcomes.append(_Outcome(delivery, headers, unchanged=headers.rows))
             else:
                 outcomes.append(await self._compare(delivery, headers))
-        outcomes = await self._inspected(outcomes)
+        outcomes = await self._inspected(await self._within_their_ranges(outcomes))
         kept, refused = await self._salvage.insert(outcomes)
         for outcome, refusal in refused:
             if refusal.count < MAX_REFUSALS:
@@ -152,6 +153,15 @@ class BridgeWorker(StreamWorker):
                 kept.append(_rejected(outcome.delivery, outcome.headers, Reason.INSERT_FAILED, refusal.last_error))
                 kept[-1].first_error, kept[-1].attempts = refusal.first_error, refusal.count
         return [replace(outcome, inserted=now_ms()) for outcome in kept]
+
+    async def _within_their_ranges(self, outcomes: list[_Outcome]) -> list[_Outcome]:
+        """Compare what would be moved undecoded though it may hold rows that its range says nothing of."""
+        verified = [o for o in outcomes if o.raw and o.headers.run_id]  # the others are decoded in any case
+        found = (
+            await self._thread(lambda: [strays(o.delivery.payload, o.headers) for o in verified]) if verified else []
+        )
+        doubtful = {id(o) for o, strayed in zip(verified, found, strict=True) if strayed}
+        return [await self._decoded(o) if id(o) in doubtful else o for o in outcomes]
 
     async def _inspected(self, outcomes: list[_Outcome]) -> list[_Outcome]:
         """Look into batches that nobody else verifies: reject unreadable ones, set malformed rows aside."""

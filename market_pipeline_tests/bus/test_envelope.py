@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from market_pipeline import payload as arrow
-from market_pipeline.bus.envelope import MAX_BYTES, BatchHeaders, decode, decode_all, encode_batches
+from market_pipeline.bus.envelope import MAX_BYTES, BatchHeaders, decode, decode_all, encode_batches, strays
 from market_pipeline.bus.header_fields import MAX_BATCH_ID
 from market_pipeline.bus.publisher import headers_size
 from market_pipeline.errors import InvalidBars, PayloadTooLarge, UnreadableBatch
@@ -184,6 +184,22 @@ def test_a_payload_that_is_not_the_headers_is_refused() -> None:
         decode(batch.payload, replace(batch.headers, symbol="GBPUSD"))
 
 
+def test_rows_outside_the_range_of_the_headers_are_refused() -> None:
+    batch, minute = encode_batches(bars(50), correlation_id="c")[0], timedelta(minutes=1)
+    assert not strays(batch.payload, batch.headers)
+    first, last = batch.headers.start_ts, batch.headers.end_ts
+    for range_ in ((first + minute, last), (first, last - minute), (last + minute, last + minute)):
+        narrow = replace(batch.headers, start_ts=range_[0], end_ts=range_[1])
+        assert strays(batch.payload, narrow)
+        with pytest.raises(UnreadableBatch, match="the headers say ts from") as error:
+            decode(batch.payload, narrow)
+        assert error.value.reason == "unreadable_payload"
+    for doubtful in (b"", b"no arrow", batch.payload[:-200], foreign(batch.payload)):
+        assert strays(doubtful, batch.headers)
+    null = arrow.encode(arrow.decode(batch.payload).with_columns(ts=pl.lit(None, pl.Datetime("ms", "UTC"))))
+    assert strays(null, batch.headers)
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_damaged_payloads_are_refused_or_harmless(data: st.DataObject) -> None:
@@ -210,7 +226,8 @@ def foreign(payload: bytes) -> bytes:
 
 def spoiled(data: st.DataObject, payload: bytes, given: BatchHeaders) -> tuple[bytes, BatchHeaders]:
     """Spoil a batch in a way that is drawn, or leave it."""
-    how = data.draw(st.sampled_from(("good", "bytes", "foreign", "cut", "rows", "digest", "symbol", "null", "empty")))
+    kinds = ("good", "bytes", "foreign", "cut", "rows", "digest", "symbol", "null", "empty", "start", "end")
+    how = data.draw(st.sampled_from(kinds))
     if how == "bytes":
         broken = bytearray(payload)
         for _ in range(data.draw(st.integers(1, 4))):
@@ -226,7 +243,13 @@ def spoiled(data: st.DataObject, payload: bytes, given: BatchHeaders) -> tuple[b
         return arrow.encode(frame.with_columns(pl.lit(None, frame.schema[name]).alias(name))), given
     if how == "empty":
         return arrow.encode(arrow.decode(payload).clear()), replace(given, rows=0, digest=0)
-    wrong = {"rows": {"rows": given.rows + 1}, "digest": {"digest": given.digest ^ 1}, "symbol": {"symbol": "OTHER"}}
+    wrong = {
+        "rows": {"rows": given.rows + 1},
+        "digest": {"digest": given.digest ^ 1},
+        "symbol": {"symbol": "OTHER"},
+        "start": {"start_ts": given.start_ts + timedelta(minutes=1)},
+        "end": {"end_ts": given.end_ts - timedelta(minutes=1)},
+    }
     return payload, replace(given, **wrong.get(how, {}))
 
 

@@ -188,6 +188,23 @@ async def test_full_dead_letters_hold_up_nothing_that_is_good(desk: Desk, monkey
     assert await desk.number("SELECT count() AS n FROM bars_1s") == 19
 
 
+@pytest.mark.parametrize("run_id", ["", "a-run"])
+async def test_a_batch_cannot_replace_bars_outside_the_range_that_it_names(desk: Desk, run_id: str) -> None:
+    """Where nothing is stored a batch is moved unseen; it must not reach where something is."""
+    end = minute_before(now_ms())
+    async with bridge(desk.settings):
+        await desk.publish(flush(end, ["EURUSD"], ("1m",)))
+        await desk.drained("LIVE")
+        (other,) = flush(end, ["EURUSD"], ("1m",), close=9.0, revision=2_000_000_000_000)
+        other = live_batch(other.frame_slice, 78, run_id=run_id)
+        empty = from_ms(end - 600_000)
+        await desk.publish([replace(other, headers=replace(other.headers, start_ts=empty, end_ts=empty))])
+        await desk.drained("LIVE")
+    assert await desk.number("SELECT count() AS n FROM bars FINAL WHERE close = 9") == 0
+    letter = await desk.bus.js.get_msg("DEAD_LETTERS", 1)
+    assert letter.subject == "dlq.LIVE.unreadable_payload"
+
+
 async def test_history_that_nobody_drains_is_drained_and_live_does_not_wait_for_it(desk: Desk) -> None:
     """A backlog of 1.2 million rows lies there; flush after flush is stored before it is worked off."""
     frames = [minutes(17_000, seed=number, symbol=symbol) for number, symbol in enumerate(BACKLOG)]
