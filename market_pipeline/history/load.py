@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from datetime import datetime
 from hashlib import blake2b
 
-import polars as pl
 import structlog
 
 from market_pipeline.errors import (
@@ -131,12 +130,7 @@ async def load_symbol(
     accounted = merged(intervals if only is None else only)
     # An earlier run of the same root has counted its answers: each counts once.
     answered = subtract(accounted, [*failed, *done])
-    report.days, report.gaps = await asyncio.to_thread(
-        account_days, rt, instrument, answered, subtract(accounted, answered)
-    )
-    if report.days.height:
-        held = report.days.filter(pl.col("rows") > 0)["date"]
-        report.first_day, report.last_day = (held[0], held[-1]) if len(held) else (None, None)
+    report.account(*await asyncio.to_thread(account_days, rt, instrument, answered, subtract(accounted, answered)))
     if missing:
         raise RangeNotLoaded(_missing_sentence(instrument, missing, causes), missing)
 

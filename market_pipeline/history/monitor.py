@@ -18,7 +18,7 @@ from market_pipeline.history.reports import DAY_SCHEMA, MonitorReport
 from market_pipeline.history.runtime import Runtime
 from market_pipeline.history.wanted import Interval, midnight, minutes_of
 from market_pipeline.market.instruments import Instrument
-from market_pipeline.stores.gap_merge import CONFIRMED, OPEN
+from market_pipeline.stores.gap_merge import CONFIRMED, GIVEN_UP, OPEN
 from market_pipeline.stores.vendor_requests import merged
 
 log = structlog.get_logger(__name__)
@@ -61,6 +61,7 @@ async def monitor_symbol(
             "gaps": gaps.height,
             "open": minutes(OPEN),
             "confirmed": minutes(CONFIRMED),
+            "given_up": minutes(GIVEN_UP),
             "unwatched": minutes_of([(spans[0][0], spans[-1][1])]) - minutes_of(spans),
         }
     )

@@ -1,38 +1,39 @@
 """Find what is missing, ask for it, and derive again what it touches; a repair converges because the ledger counts.
 
 Each gap comes to an end: its minutes come, or the vendor, asked `gap_attempts` times with success, is confirmed to have
-none. A gap that an earlier look wrote (a load, live repair, the daily monitor) keeps its cause and its attempts.
+none, or the question is refused or failed `gap_failures` times, and it is given up until somebody wants it asked again
+(`retry_given_up`). A gap that an earlier look wrote (a load, live repair, the daily monitor) keeps its cause and its
+attempts.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
+from typing import NamedTuple
 
 import polars as pl
 import structlog
 
-from market_pipeline.errors import RangeNotLoaded
+from market_pipeline.history.asking import GapQuestions, request_ranges
 from market_pipeline.history.coverage import account_days, due_until
 from market_pipeline.history.derive import derive_symbol
-from market_pipeline.history.load import load_symbol
 from market_pipeline.history.progress import Meter
 from market_pipeline.history.reports import RepairReport, SymbolLoad
 from market_pipeline.history.runtime import Runtime
 from market_pipeline.history.wanted import Interval, midnight, minutes_of, subtract
 from market_pipeline.market.instruments import Instrument
 from market_pipeline.market.timeframes import DERIVED
-from market_pipeline.stores.gap_merge import CONFIRMED, OPEN
+from market_pipeline.stores.gap_merge import CONFIRMED, GIVEN_UP, OPEN
 from market_pipeline.stores.vendor_requests import merged
 
 log = structlog.get_logger(__name__)
 
-REQUEST_SPAN = timedelta(minutes=50_000)
-"""One vendor request covers this much at most: gaps that fit into one are asked for together."""
 
-
-async def repair_symbol(rt: Runtime, instrument: Instrument, report: RepairReport, meter: Meter) -> None:
+async def repair_symbol(
+    rt: Runtime, instrument: Instrument, report: RepairReport, meter: Meter, *, retry_given_up: bool = False
+) -> None:
     """Repair one symbol: scan what was ever asked for, ask once more for each open gap, derive what it touches.
 
     Gaps in what was never asked for are those that live repair or the daily monitor has found. Oldest first; minutes
@@ -50,7 +51,9 @@ async def repair_symbol(rt: Runtime, instrument: Instrument, report: RepairRepor
     )
     if asked:
         await asyncio.to_thread(account_days, rt, instrument, [], asked)
-    asked_for = await asyncio.to_thread(open_until, rt, instrument, due_until(rt.clock(), rt.settings.history))
+    asked_for = await asyncio.to_thread(
+        open_until, rt, instrument, due_until(rt.clock(), rt.settings.history), retry_given_up
+    )
     if not asked_for:
         await _derive_waiting(rt, instrument, report, meter)
         return
@@ -62,20 +65,18 @@ async def repair_symbol(rt: Runtime, instrument: Instrument, report: RepairRepor
     load = report.load.symbols.setdefault(instrument.key, SymbolLoad(instrument.key))
     # Noted first: what has landed must be derived, whatever becomes of the rest, and of this process.
     await asyncio.to_thread(rt.underived.note, instrument.key, ranges)
-    failure: RangeNotLoaded | None = None
-    try:
-        await load_symbol(rt, instrument, ranges, load, meter, past_refusals=True)
-    except RangeNotLoaded as error:
-        failure = error
+    questions = GapQuestions(rt, instrument, load, meter)
+    await questions.ask(asked_for)
     report.asked_requests += load.requests
     await _derive_waiting(rt, instrument, report, meter, load.unsettled)
-    still, confirmed = await asyncio.to_thread(minutes_left, rt, instrument, asked_for)
-    report.still_open_minutes += still
-    report.confirmed_minutes += confirmed
-    report.repaired_minutes += minutes - still - confirmed
-    log.info("repaired", symbol=instrument.symbol, minutes=minutes - still - confirmed, confirmed=confirmed, open=still)
-    if failure is not None:
-        raise failure
+    left = await asyncio.to_thread(minutes_left, rt, instrument, asked_for)
+    report.still_open_minutes += left.open
+    report.confirmed_minutes += left.confirmed
+    report.given_up_minutes += left.given_up
+    report.repaired_minutes += minutes - sum(left)
+    log.info("repaired", symbol=instrument.symbol, minutes=minutes - sum(left), **left._asdict())
+    if questions.failure is not None:
+        raise questions.failure
 
 
 async def _derive_waiting(
@@ -95,28 +96,25 @@ async def _derive_waiting(
         await asyncio.to_thread(rt.underived.forget, instrument.key, waiting.filter(~later))
 
 
-def open_until(rt: Runtime, instrument: Instrument, until: datetime) -> list[Interval]:
-    """Return what of the symbol's open gaps lies before `until`, in order."""
-    table = rt.gaps.table([instrument.key], None, until, states=(OPEN,))
+def open_until(rt: Runtime, instrument: Instrument, until: datetime, given_up: bool) -> list[Interval]:
+    """Return what of the symbol's gaps that are open (or `given_up`, if wanted) lies before `until`, in order."""
+    table = rt.gaps.table([instrument.key], None, until, states=(OPEN, GIVEN_UP) if given_up else (OPEN,))
     return [(start, min(end, until)) for start, end in table.select("start_ts", "end_ts").rows()]
 
 
-def minutes_left(rt: Runtime, instrument: Instrument, asked_for: Sequence[Interval]) -> tuple[int, int]:
-    """Return how many of the minutes asked for are still open, and how many are confirmed as missing."""
+class MinutesLeft(NamedTuple):
+    """Minutes that are still missing, by the state of their gap."""
+
+    open: int
+    confirmed: int
+    given_up: int
+
+
+def minutes_left(rt: Runtime, instrument: Instrument, asked_for: Sequence[Interval]) -> MinutesLeft:
+    """Return how many of the minutes asked for are still missing."""
     table = rt.gaps.table([instrument.key], asked_for[0][0], max(end for _, end in asked_for))
     left = []
-    for state in (OPEN, CONFIRMED):
+    for state in (OPEN, CONFIRMED, GIVEN_UP):
         of_state = table.filter(pl.col("state") == state).select("start_ts", "end_ts").rows()
         left.append(minutes_of(asked_for) - minutes_of(subtract(asked_for, of_state)))
-    return left[0], left[1]
-
-
-def request_ranges(gaps: Sequence[Interval]) -> list[Interval]:
-    """Join gaps, oldest first, into the ranges that one request each can cover."""
-    out: list[Interval] = []
-    for start, end in sorted(gaps):
-        if out and end - out[-1][0] <= REQUEST_SPAN:
-            out[-1] = (out[-1][0], max(end, out[-1][1]))
-        else:
-            out.append((start, end))
-    return out
+    return MinutesLeft(*left)

@@ -71,6 +71,20 @@ class SymbolLoad:
     first_day: date | None = None
     last_day: date | None = None
 
+    def add(self, other: SymbolLoad) -> None:
+        """Add what another load of the same symbol came to; its days and gaps are not added."""
+        self.counts.add(other.counts)
+        self.requests += other.requests
+        self.skipped_requests += other.skipped_requests
+        self.empty_answers += other.empty_answers
+        self.failed += other.failed
+
+    def account(self, days: pl.DataFrame, gaps: pl.DataFrame) -> None:
+        """Take the days (DAY_SCHEMA) and the standing gaps of all that was asked for."""
+        self.days, self.gaps = days, gaps
+        held = days.filter(pl.col("rows") > 0)["date"]
+        self.first_day, self.last_day = (held[0], held[-1]) if len(held) else (None, None)
+
     @property
     def unsettled(self) -> list[tuple[datetime, datetime]]:
         """Ranges that the vendor answered for and that are not proven to be stored: their bars may still land."""
@@ -139,6 +153,7 @@ class RepairReport:
     repaired_minutes: int = 0
     confirmed_minutes: int = 0
     still_open_minutes: int = 0
+    given_up_minutes: int = 0
     table: pl.DataFrame = field(default_factory=pl.DataFrame)
     """One row a gap: symbol, start, end, minutes, cause, state, attempts."""
     load: LoadReport = field(default_factory=LoadReport)
@@ -179,11 +194,12 @@ MONITOR_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "gaps": pl.Int64,
     "open": pl.Int64,
     "confirmed": pl.Int64,
+    "given_up": pl.Int64,
     "unwatched": pl.Int64,
 }
 """One row a symbol: the time looked at; minutes expected, and of these absent; its standing gaps in the ledger, with
-their minutes that repair will ask for and that the vendor is confirmed to lack (minutes with an incomplete bar are
-among both); minutes between stretches that were loaded apart, which nobody has asked for."""
+their minutes that repair will ask for, that the vendor is confirmed to lack and that were given up (minutes with an
+incomplete bar are among all of these); minutes between stretches that were loaded apart, which nobody has asked for."""
 
 
 @dataclass

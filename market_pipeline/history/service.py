@@ -118,6 +118,7 @@ def repair_gaps(
     settings: Settings,
     *,
     symbols: Sequence[str] | None = None,
+    retry_given_up: bool = False,
     run_id: str,
     root_run_id: str,
     progress: Report | None = None,
@@ -125,9 +126,12 @@ def repair_gaps(
 ) -> RepairReport:
     """Repair every open gap of the symbols (default: all): in what was ever asked for, and what the ledger holds.
 
+    What the vendor's plan does not include, and what failed too often, is given up: it is asked for again only with
+    `retry_given_up`.
+
     Raises:
         UnknownSymbol: a symbol is not among the instruments.
-        RangeNotLoaded: gaps that the vendor could not be asked about, or refuses; all others were asked for.
+        RangeNotLoaded: gaps that the vendor could not be asked about; all others were asked for.
         VendorAuthError: the vendor does not know the key.
     """
 
@@ -138,7 +142,7 @@ def repair_gaps(
             chosen = _chosen(rt, symbols)
             meter = Meter("repairing", 0, progress)
             await _each(
-                [lambda i=i: repair_symbol(rt, i, report, meter) for i in chosen],  # type: ignore[misc]
+                [lambda i=i: repair_symbol(rt, i, report, meter, retry_given_up=retry_given_up) for i in chosen],  # type: ignore[misc]
                 settings.history.symbols_at_once,
             )
             report.table = await asyncio.to_thread(rt.gaps.table, [i.key for i in chosen])

@@ -51,6 +51,7 @@ def build_monitor_job() -> dg.JobDefinition:
             context.log.info(
                 f"{row['symbol']}: {row['missing']:,} of {row['expected']:,} minutes missing since "
                 f"{row['start']:%Y-%m-%d}: {row['open']:,} to ask for, {row['confirmed']:,} the vendor does not have"
+                + (f", {row['given_up']:,} given up" if row["given_up"] else "")
             )
         context.add_output_metadata(
             {
@@ -59,6 +60,7 @@ def build_monitor_job() -> dg.JobDefinition:
                 "minutes missing": int(table["missing"].sum()),
                 "minutes to ask for": int(table["open"].sum()),
                 "minutes confirmed as missing": int(table["confirmed"].sum()),
+                "minutes given up": int(table["given_up"].sum()),
                 "seconds": round(report.seconds, 3),
                 "by symbol": frame_table(table),
             }

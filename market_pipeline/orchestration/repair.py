@@ -40,6 +40,12 @@ class RepairConfig(dg.Config):
     symbols: list[str] = Field(
         default_factory=list, description="Symbols in any form (EUR/USD, EURUSD, C:EURUSD); none: every instrument"
     )
+    retry_given_up: bool = Field(
+        default=False,
+        description=(
+            "Ask again for gaps that were given up: the plan did not include them, or their requests failed too often"
+        ),
+    )
 
 
 def build_repair_job(partitions: BarPartitions) -> dg.JobDefinition:
@@ -64,6 +70,7 @@ def build_repair_job(partitions: BarPartitions) -> dg.JobDefinition:
             report = history.repair_gaps(
                 settings,
                 symbols=config.symbols or None,
+                retry_given_up=config.retry_given_up,
                 run_id=context.run_id,
                 root_run_id=root_run_id(context.run),
                 progress=log_progress(context.log),
@@ -71,6 +78,7 @@ def build_repair_job(partitions: BarPartitions) -> dg.JobDefinition:
             context.log.info(
                 f"{report.found_minutes:,} minutes in {report.found_gaps:,} gaps: {report.repaired_minutes:,} "
                 f"repaired, {report.confirmed_minutes:,} confirmed as missing at the vendor, "
+                f"{report.given_up_minutes:,} given up, "
                 f"{report.still_open_minutes:,} still open, after {report.asked_requests:,} requests"
             )
             with stores.open() as opened:
@@ -88,7 +96,9 @@ def build_repair_job(partitions: BarPartitions) -> dg.JobDefinition:
         description=(
             "Finds expected minutes that are missing in all that was ever asked for, asks the vendor for them, derives "
             "again every window that they touch, up to the week, and evaluates the check *gaps*. A minute that the "
-            "vendor does not have is confirmed by further requests and then no longer asked for."
+            "vendor does not have is confirmed by further requests and then no longer asked for, nor is "
+            "one that the plan does not include or whose requests fail too often: it is given up, and asked for again "
+            "only with *retry_given_up*."
         ),
         tags=CRASH_RETRY,
     )
@@ -175,6 +185,7 @@ def _summary(report: "RepairReport") -> Metadata:
         "minutes found": report.found_minutes,
         "minutes repaired": report.repaired_minutes,
         "minutes confirmed as missing": report.confirmed_minutes,
+        "minutes given up": report.given_up_minutes,
         "minutes still open": report.still_open_minutes,
         "vendor requests": report.asked_requests,
         "seconds": round(report.seconds, 3),

@@ -15,6 +15,8 @@ PRECEDENCE = ("live_aggregated", "live_gap_filled", "historical_aggregated", "ve
 class HistorySettings(Section):
     """How history is loaded, settled and repaired, and which source of a minute wins.
 
+    gap_attempts: so often the vendor must have answered without a bar before a gap is confirmed.
+    gap_failures: so often in a row a gap's question may fail before it is given up; an outage is no failure of it.
     precedence: the four sources of minutes, highest first: of complete bars of one minute the first of them wins. The
     views of the store follow it at once, without a row being written; bars of 5m and more follow when they are
     materialized again. Every process of a stack must have the same: the last one to start decides.
@@ -26,6 +28,7 @@ class HistorySettings(Section):
     symbols_at_once: int = Field(default=2, ge=1, le=64)
     drain_timeout_s: float = Field(default=120.0, gt=0)
     gap_attempts: int = Field(default=2, ge=1)
+    gap_failures: int = Field(default=10, ge=1)
     precedence: tuple[str, ...] = PRECEDENCE
 
     @field_validator("precedence")

@@ -14,7 +14,20 @@ import polars as pl
 from market_pipeline.market.bars import TS
 from market_pipeline.market.gaps import NOT_LOADED, runs
 from market_pipeline.stores.clickhouse import Client
-from market_pipeline.stores.gap_merge import CONFIRMED, MINUTE, OPEN, STANDING, STATES, Changes, Gap, Look, reconcile
+from market_pipeline.stores.gap_merge import (
+    CONFIRMED,
+    GIVEN_UP,
+    MINUTE,
+    OPEN,
+    STANDING,
+    STATES,
+    Changes,
+    Failure,
+    Gap,
+    Look,
+    fail,
+    reconcile,
+)
 from market_pipeline.stores.sql_files import load_sql
 from market_pipeline.stores.vendor_requests import Interval, merged
 
@@ -28,6 +41,7 @@ _SCHEMA = pl.Schema(
         "cause": pl.String(),
         "state": pl.String(),
         "attempts": pl.UInt16(),
+        "failures": pl.UInt16(),
         "first_seen": TS,
         "last_attempt": TS,
         "note": pl.String(),
@@ -40,7 +54,8 @@ class GapLedger:
     """Write and read the ledger; blocking and thread-safe, raises StoreError's kinds.
 
     A table of gaps has the columns symbol, start_ts, end_ts (exclusive), minutes (UInt32), cause, state, attempts
-    (UInt16), first_seen, last_attempt (null before the first), note, version; times UTC; sorted by symbol and start.
+    (UInt16), failures (UInt16), first_seen, last_attempt (null before the first), note, version; times UTC; sorted by
+    symbol and start.
     """
 
     def __init__(self, client: Client) -> None:
@@ -56,7 +71,7 @@ class GapLedger:
     ) -> pl.DataFrame:
         """Return the gaps of the symbols (None: all) that overlap [start, end), in the given states, as a table.
 
-        Gaps are whole: they may reach beyond the range. States: open, confirmed; repaired ones are history.
+        Gaps are whole: they may reach beyond the range. States: open, confirmed, given_up; repaired ones are history.
         """
         unknown = set(states) - set(STATES)
         if unknown:
@@ -107,6 +122,14 @@ class GapLedger:
             return self._write(reconcile(symbol, old, spans, look, causes))
         return self._write(reconcile(symbol, old, runs(missing).select("start", "end").rows(), look))
 
+    def fail(self, symbol: str, start: datetime, end: datetime, error: str, *, most: int, now: datetime) -> list[Gap]:
+        """Count a question for [start, end) that failed; return the gaps that are given up by it, with `most` failures.
+
+        See `gap_merge.fail` for the rules.
+        """
+        changes = fail(self._gaps(self.table([symbol], start, end)), Failure(start, end, now, error, most))
+        return [gap for gap in self._write(changes) if gap.state == GIVEN_UP and start <= gap.start < end]
+
     def confirmed(self, symbol: str, start: datetime, end: datetime) -> list[Interval]:
         """Return the intervals of [start, end) that the vendor is confirmed to have nothing for, merged, in order."""
         table = self.table([symbol], start, end, states=(CONFIRMED,))
@@ -143,6 +166,7 @@ def _rows(gaps: Iterable[Gap], version: int, is_deleted: int) -> pl.DataFrame:
             g.cause,
             g.state,
             g.attempts,
+            g.failures,
             g.first_seen,
             g.last_attempt,
             g.note,

@@ -15,9 +15,9 @@ from itertools import pairwise, repeat
 from market_pipeline.market.gaps import LOST, NOT_LOADED, PENDING_SETTLE, VENDOR_MISSING
 
 MINUTE = timedelta(minutes=1)
-OPEN, CONFIRMED, REPAIRED = "open", "confirmed", "repaired"
-STATES = (OPEN, CONFIRMED, REPAIRED)
-STANDING = (OPEN, CONFIRMED)
+OPEN, CONFIRMED, GIVEN_UP, REPAIRED = "open", "confirmed", "given_up", "repaired"
+STATES = (OPEN, CONFIRMED, GIVEN_UP, REPAIRED)
+STANDING = (OPEN, CONFIRMED, GIVEN_UP)
 """States of minutes that are still missing."""
 
 _MOST_ATTEMPTS = 65_535
@@ -30,8 +30,10 @@ class Gap:
     """A run of missing minutes [start, end) of one symbol (key), UTC.
 
     cause: vendor_missing, not_loaded, lost or pending_settle. state: open (repair will ask), confirmed (the vendor,
-    asked often enough, has nothing) or repaired (history: the minutes came). attempts: how often the vendor was asked
-    and had no bar for them. version orders what was said of the gap that starts here.
+    asked often enough, has nothing), given_up (it could not be asked; repair asks again only when told to) or repaired
+    (history: the minutes came). attempts: how often the vendor was asked and had no bar for them. failures: how often
+    the question failed since the vendor last answered; `note` has the error of the last one. version orders what was
+    said of the gap that starts here.
     """
 
     symbol: str
@@ -41,6 +43,7 @@ class Gap:
     first_seen: datetime
     state: str = OPEN
     attempts: int = 0
+    failures: int = 0
     last_attempt: datetime | None = None
     note: str = ""
     version: int = 0
@@ -74,6 +77,17 @@ class Look:
     note: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A question for [start, end) that failed at `now`, with its error; `most` of them, and a gap is given up."""
+
+    start: datetime
+    end: datetime
+    now: datetime
+    error: str
+    most: int
+
+
 @dataclass(frozen=True)
 class Changes:
     """What to write: gaps that are new or changed, and gaps whose start no gap has any more."""
@@ -94,9 +108,9 @@ def reconcile(
         causes: of the runs, in their order; default: the look's.
 
     A known minute keeps cause, state, attempts, first_seen and note; its cause changes when the look names a better
-    one than `not_loaded`, or when it was only `pending_settle`; `lost` is the best. A confirmed one stays as it is. A
-    known minute that is no longer missing becomes part of a gap in state repaired. Runs that touch and agree are one
-    gap.
+    one than `not_loaded`, or when it was only `pending_settle`; `lost` is the best. A confirmed one stays as it is; one
+    that was given up is open again once the vendor has answered for it. A known minute that is no longer missing
+    becomes part of a gap in state repaired. Runs that touch and agree are one gap.
     """
     known = sorted((gap for gap in old if gap.standing), key=lambda gap: gap.start)
     runs = sorted(
@@ -117,6 +131,28 @@ def reconcile(
     return _changes(known, pieces)
 
 
+def fail(old: Iterable[Gap], failure: Failure) -> Changes:
+    """Count a failure for what is open or given up within its range; of a gap that reaches beyond, for that part.
+
+    `old`: gaps that overlap the range, as of `reconcile`.
+    """
+    known = sorted((gap for gap in old if gap.standing), key=lambda gap: gap.start)
+    pieces: list[Gap] = []
+    for start, end, before, _ in _segments(known, [], (failure.start, failure.end)):
+        if before is None:
+            continue
+        if failure.start <= start < failure.end and before.state != CONFIRMED:
+            before = _failed(before, failure)
+        _append(pieces, replace(before, start=start, end=end))
+    return _changes(known, pieces)
+
+
+def _failed(gap: Gap, failure: Failure) -> Gap:
+    failures = min(gap.failures + 1, _MOST_ATTEMPTS)
+    state = GIVEN_UP if failures >= failure.most else gap.state
+    return replace(gap, failures=failures, last_attempt=failure.now, note=failure.error, state=state)
+
+
 def _still_missing(gap: Gap, cause: str, look: Look) -> Gap:
     if gap.state == CONFIRMED:
         return gap
@@ -126,6 +162,8 @@ def _still_missing(gap: Gap, cause: str, look: Look) -> Gap:
         gap = replace(gap, note=look.note)
     if look.asked_at is None:
         return gap
+    if gap.failures:
+        gap = replace(gap, failures=0, note=look.note, state=OPEN)
     gap = replace(gap, attempts=min(gap.attempts + 1, _MOST_ATTEMPTS), last_attempt=look.asked_at)
     if gap.attempts >= look.attempts_to_confirm:
         return replace(gap, state=CONFIRMED, cause=VENDOR_MISSING)
@@ -155,8 +193,8 @@ def _segments(
         yield start, end, max(covering, key=_weight, default=None), cause
 
 
-def _weight(gap: Gap) -> tuple[bool, int, int]:
-    return gap.state == CONFIRMED, gap.attempts, gap.version
+def _weight(gap: Gap) -> tuple[bool, bool, int, int]:
+    return gap.state == CONFIRMED, gap.state == GIVEN_UP, gap.attempts, gap.version
 
 
 def _append(pieces: list[Gap], piece: Gap) -> None:
@@ -168,7 +206,7 @@ def _append(pieces: list[Gap], piece: Gap) -> None:
 
 
 def _known_of(gap: Gap) -> tuple[object, ...]:
-    return gap.cause, gap.state, gap.attempts, gap.last_attempt, gap.note
+    return gap.cause, gap.state, gap.attempts, gap.failures, gap.last_attempt, gap.note
 
 
 def _changes(known: Sequence[Gap], pieces: Sequence[Gap]) -> Changes:

@@ -31,7 +31,7 @@ log = structlog.get_logger(__name__)
 _FILE = re.compile(r"(\d{3})_([a-z0-9_]+)\.sql")
 _CLUSTER_NAME = re.compile(r"[A-Za-z0-9_\-]+")
 # Another process made the same thing between the server's look and its deed.
-_RACE_CODES = frozenset({57, 60, 82, 253, 342, 506})
+_RACE_CODES = frozenset({57, 60, 82, 253, 342, 506, 517})
 _RACE_PATIENCE_S = 5.0
 _KEEPER_PATH = "/clickhouse/tables/{shard}/{database}/{table}"
 

@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from market_pipeline.errors import RangeNotLoaded, StillSpooled, VendorAuthError
-from market_pipeline.history import RepairReport, repair_gaps
+from market_pipeline.history import RepairReport, asking, repair_gaps
 from market_pipeline.history import repair as history_repair
 from market_pipeline.history.reports import FailedRequest, SymbolLoad
 from market_pipeline.market.timeframes import DERIVED
@@ -115,20 +115,73 @@ def test_what_has_landed_is_derived_though_another_gap_could_not_be_asked_for(wo
     assert_bars_equal(world.bars(KEY, "1h"), fold_independently(truth(TICKER, days), "1h"), "1h")
 
 
-def test_a_range_that_the_plan_does_not_include_leaves_every_other_gap_to_be_repaired(world: World) -> None:
-    """Of two symbols, in their alphabetical order; the refused gap is the oldest."""
-    old, new = utc("2024-01-10T10:00:00"), utc("2024-03-13T10:00:00")
-    days = [*day_range("2024-01-10", "2024-01-10"), *day_range("2024-03-13", "2024-03-13")]
+def standing(world: World) -> list[tuple[Any, ...]]:
+    """Return (start, minutes, state, attempts, failures) of the standing gaps, in order."""
+    return world.query(
+        "SELECT start_ts, minutes, state, attempts, failures FROM gaps FINAL "
+        "WHERE state != 'repaired' AND symbol = {s:String} ORDER BY start_ts",
+        s=KEY,
+    ).rows()
+
+
+def test_what_the_plan_does_not_include_is_given_up_and_every_other_gap_repaired(world: World) -> None:
+    """Of two symbols; the refused gap is the oldest, and near enough to others to be asked for together with them."""
+    old, next_, new = (utc(f"2024-03-{day}T10:00:00") for day in (11, 12, 13))
+    days = day_range("2024-03-11", "2024-03-13")
     world.load({OTHER: days})
-    lack_and_load(world, days, old, new)
+    lack_and_load(world, days, old, next_, new)
     punch(world, "2024-03-13T09:17:00", 9, OTHER)
     world.vendor.add_fault("forbidden", ticker=TICKER, path=f"{AGGS}.*/{ms(old)}/")
-    with pytest.raises(RangeNotLoaded, match=r"USD/CHF.*2024-01-10 10:00 to 2024-01-10 10:07.*plan") as raised:
-        repair(world, KEY, OTHER)
-    assert [start for _, start, _ in raised.value.missing] == [old]
+    report = repair(world, KEY, OTHER)
+    assert (report.repaired_minutes, report.given_up_minutes) == (23, 7)
+    assert report.load.symbols[KEY].counts.new == 14
+    days_of = report.load.symbols[KEY].days
+    assert days_of["missing"].to_list() == [7, 0, 0], "each minute counts once, however often it was asked for"
+    assert standing(world) == [(old, 7, "given_up", 1, 1)]
+    (note,) = world.query("SELECT note FROM gaps FINAL WHERE state = 'given_up'")["note"].to_list()
+    assert "plan" in note
     assert_bars_equal(world.bars(OTHER, "1m"), truth(f"C:{OTHER}", days), "the other symbol")
     true = truth(TICKER, days).filter((pl.col("ts") < old) | (pl.col("ts") >= old + timedelta(minutes=7)))
-    assert_bars_equal(world.bars(KEY, "1m"), true, "the newer gap")
+    assert_bars_equal(world.bars(KEY, "1m"), true, "the newer gaps")
+
+    world.vendor.clear_requests()
+    assert repair(world, KEY, OTHER).asked_requests == 0
+    world.vendor.clear_faults()
+    assert repair(world, KEY, OTHER).asked_requests == 0, "not unless it is wanted"
+    again = repair_gaps(world.settings, retry_given_up=True, run_id="again", root_run_id="again")
+    assert again.repaired_minutes == 7
+    assert_bars_equal(world.bars(KEY, "1h"), fold_independently(truth(TICKER, days), "1h"), "derived too")
+
+
+def test_a_symbol_that_the_plan_does_not_include_is_given_up_with_few_requests(world: World) -> None:
+    days = day_range("2024-03-11", "2024-03-15")
+    holes = [utc(f"2024-03-{day}T{hour}:00:00") for day in range(11, 16) for hour in (10, 12, 14)]
+    lack_and_load(world, days, *holes)
+    world.vendor.add_fault("forbidden", ticker=TICKER, path=AGGS)
+    report = repair(world)
+    assert (report.asked_requests, report.given_up_minutes, len(standing(world))) == (3, 105, 15)
+    assert {state for _, _, state, _, _ in standing(world)} == {"given_up"}
+
+
+def test_a_gap_whose_requests_always_fail_is_given_up_and_an_outage_is_no_failure_of_it(world: World) -> None:
+    days, hole = day_range("2024-03-11", "2024-03-12"), utc("2024-03-11T10:00:00")
+    lack_and_load(world, days, hole)
+    history = world.settings.history.model_copy(update={"gap_failures": 2})
+    world.settings = world.settings.model_copy(update={"history": history})
+    world.vendor.add_fault("server_error", skip=1)  # the probe at the start is answered, and nothing after it
+    with pytest.raises(RangeNotLoaded):
+        repair(world)
+    assert standing(world) == [(hole, 7, "open", 1, 0)]
+    world.vendor.clear_faults()
+    world.vendor.add_fault("server_error", path=f"{AGGS}.*/{ms(hole)}/")
+    for failures, state in ((1, "open"), (2, "given_up")):
+        with pytest.raises(RangeNotLoaded):
+            repair(world)
+        assert standing(world) == [(hole, 7, state, 1, failures)]
+    assert repair(world).asked_requests == 0
+    world.vendor.clear_faults()
+    world.load({KEY: days})
+    assert standing(world) == [], "a load that brings the minutes ends it"
 
 
 def test_a_key_that_the_vendor_does_not_know_ends_a_repair_at_once(world: World) -> None:
@@ -179,7 +232,7 @@ def test_what_may_land_after_a_repair_is_derived_by_the_next(world: World, monke
         raise RangeNotLoaded("spooled", [(KEY, *ranges[0])])
 
     with monkeypatch.context() as away:
-        away.setattr(history_repair, "load_symbol", spool)
+        away.setattr(asking, "load_symbol", spool)
         with pytest.raises(RangeNotLoaded):
             repair(world)
     world.load({KEY: days})  # by now it has landed

@@ -88,7 +88,7 @@ def load_report(wanted: dict[str, list[tuple[date, date]]], partial_from: date) 
         )
         start = datetime(2024, 3, 4, 10, tzinfo=UTC)
         gaps = pl.DataFrame(
-            [(symbol, start, start + timedelta(minutes=10), 10, "vendor_missing", "open", 1, 7)],
+            [(symbol, start, start + timedelta(minutes=10), 10, "vendor_missing", "open", 1, "", 7)],
             schema=LEDGER_SCHEMA,
             orient="row",
         )
@@ -134,9 +134,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         return derive_report(wanted, list(timeframes))
 
     def repair_gaps(
-        settings: Any, *, symbols: Any, run_id: str, root_run_id: str, progress: Any = None
+        settings: Any, *, symbols: Any, retry_given_up: bool, run_id: str, root_run_id: str, progress: Any = None
     ) -> RepairReport:
-        calls.repairs.append({"symbols": symbols, "run_id": run_id})
+        calls.repairs.append({"symbols": symbols, "retry_given_up": retry_given_up, "run_id": run_id})
         note(progress)
         wanted = {"EURUSD": [(date(2024, 3, 4), date(2024, 3, 6))]}
         return RepairReport(

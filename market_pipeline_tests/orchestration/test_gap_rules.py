@@ -20,9 +20,9 @@ PARTITION = {"EURUSD": "EURUSD", "SPY": "us"}
 
 
 def gap(
-    minutes: int, state: str, attempts: int = 1, symbol: str = "EURUSD", start: datetime = START
+    minutes: int, state: str, attempts: int = 1, symbol: str = "EURUSD", start: datetime = START, note: str = ""
 ) -> tuple[object, ...]:
-    return (symbol, start, start + timedelta(minutes=minutes), minutes, "not_loaded", state, attempts)
+    return (symbol, start, start + timedelta(minutes=minutes), minutes, "not_loaded", state, attempts, note)
 
 
 def gaps(*rows: tuple[object, ...]) -> pl.DataFrame:
@@ -34,6 +34,7 @@ def gaps(*rows: tuple[object, ...]) -> pl.DataFrame:
     [
         (gap(1, "unexplained", 0), "error"),
         (gap(1, "open", 0), "error"),
+        (gap(1, "given_up", 1), "error"),
         (gap(5, "open", 1), "pass"),
         (gap(6, "open", 1), "warn"),
         (gap(5, "confirmed", 3), "pass"),
@@ -56,10 +57,19 @@ def test_the_worst_gap_decides_and_is_named_first() -> None:
     assert verdict.table["partition"].to_list() == ["2024-03-05|us", "2024-03-04|EURUSD"]
     assert verdict.numbers == {
         "minutes missing, not explained": 7,
+        "minutes missing, given up": 0,
         "minutes missing at the vendor, unusual": 60,
         "minutes missing at the vendor, usual": 3,
         "partitions with gaps": 2,
     }
+
+
+def test_what_was_given_up_is_named_with_its_error_and_how_to_ask_again() -> None:
+    verdict = judge_gaps(gaps(gap(60, "confirmed"), gap(3, "given_up", 0, note="the plan ends")), THIN, PARTITION)
+    assert (verdict.level, verdict.numbers["minutes missing, given up"]) == ("error", 3)
+    assert "3 of EURUSD from 2024-03-04 10:00 UTC (the plan ends)" in verdict.sentence
+    assert "retry_given_up" in verdict.sentence
+    assert verdict.table.select("state", "level").rows() == [("given_up", "error"), ("confirmed", "warn")]
 
 
 def test_no_gap_passes() -> None:
@@ -122,7 +132,7 @@ def test_of_a_gap_that_reaches_up_to_the_present_only_what_is_due_counts(
         frames={("EURUSD", "1m"): present.cast(TS)},
         asked_ranges={"EURUSD": [(START, now)]},
         ledger=pl.DataFrame(
-            [("EURUSD", begin, now, 60 - first, "pending_settle", "open", attempts, 1)],
+            [("EURUSD", begin, now, 60 - first, "pending_settle", "open", attempts, "", 1)],
             schema=LEDGER_SCHEMA,
             orient="row",
         ),

@@ -212,8 +212,8 @@ def test_repair_reports_what_it_mended_and_judges_the_gaps(
     end = start + timedelta(minutes=20)
     stored.ledger = pl.DataFrame(
         [
-            ("EURUSD", start, end, 20, "not_loaded", "repaired", 1, 2**62),
-            ("BTCUSD", start, end, 20, "not_loaded", "repaired", 1, 1),  # by an earlier run
+            ("EURUSD", start, end, 20, "not_loaded", "repaired", 1, "", 2**62),
+            ("BTCUSD", start, end, 20, "not_loaded", "repaired", 1, "", 1),  # by an earlier run
         ],
         schema=LEDGER_SCHEMA,
         orient="row",
@@ -229,9 +229,10 @@ def test_repair_reports_what_it_mended_and_judges_the_gaps(
             .with_columns(pl.lit(None, dtype).alias(name) for name, dtype in BAR_SCHEMA.items() if name not in bars)
             .select(pl.col(name).cast(dtype) for name, dtype in BAR_SCHEMA.items())
         )
-    config = {"ops": {"repair": {"config": {"symbols": ["EUR/USD"]}}}}
+    config = {"ops": {"repair": {"config": {"symbols": ["EUR/USD"], "retry_given_up": True}}}}
     assert run(defs, instance, "repair_gaps", run_config=config).success
     assert calls.repairs[0]["symbols"] == ["EUR/USD"]
+    assert calls.repairs[0]["retry_given_up"] is True
     for asset in (MINUTES, *(bars_key(code) for code in DAILY_DERIVED)):
         found = events(instance, asset)
         assert set(found) == {"2024-03-04|EURUSD", "2024-03-05|EURUSD"}
@@ -253,6 +254,7 @@ def test_repair_needs_no_configuration(
 ) -> None:
     assert run(defs, instance, "repair_gaps").success
     assert calls.repairs[0]["symbols"] is None
+    assert calls.repairs[0]["retry_given_up"] is False
 
 
 def test_implausible_minutes_block_the_derived_bars(

@@ -91,3 +91,13 @@ def test_thousands_of_thin_minutes(ledger: GapLedger) -> None:
 def test_an_unknown_state_is_refused(ledger: GapLedger) -> None:
     with pytest.raises(ValueError, match="no such states of a gap: closed"):
         ledger.table(states=("closed",))
+
+
+def test_what_failed_too_often_is_given_up_and_stands(ledger: GapLedger) -> None:
+    ledger.sync("EURUSD", START, END, missing(5, 6, 7), now=NOW)
+    assert ledger.fail("EURUSD", at(5), at(8), "the first", most=2, now=NOW) == []
+    (given_up,) = ledger.fail("EURUSD", at(5), at(8), "the second", most=2, now=NOW)
+    assert (given_up.start, given_up.failures, given_up.note) == (at(5), 2, "the second")
+    assert ledger.open(["EURUSD"]).is_empty()
+    standing = ledger.table(["EURUSD"])
+    assert standing.select("state", "attempts", "failures", "note").rows() == [("given_up", 0, 2, "the second")]

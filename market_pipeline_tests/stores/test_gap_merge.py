@@ -9,7 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from market_pipeline.stores.gap_merge import CONFIRMED, MINUTE, OPEN, REPAIRED, Changes, Gap, Look, reconcile
+from market_pipeline.stores.gap_merge import (
+    CONFIRMED,
+    GIVEN_UP,
+    MINUTE,
+    OPEN,
+    REPAIRED,
+    Changes,
+    Failure,
+    Gap,
+    Look,
+    fail,
+    reconcile,
+)
 from market_pipeline_tests.stores.frames import START
 
 NOW = START + timedelta(days=30)
@@ -186,3 +198,31 @@ def test_any_history_of_looks(history: list[tuple[int, int, set[int], bool, str]
                 assert (one.cause, one.state, one.attempts) == (was.cause, was.state, was.attempts)
         again = [g for g in ledger.values() if g.standing and g.start < at(last) and g.end > at(first)]
         assert look(first, last, runs(missing & inside), again) == Changes(), "the same look again changes nothing"
+
+
+def failed(first: int, last: int, old: list[Gap], most: int = 2) -> Changes:
+    return fail(old, Failure(at(first), at(last), NOW + MINUTE, "away", most))
+
+
+def test_a_failure_counts_for_the_part_of_a_gap_that_was_asked_for() -> None:
+    changes = failed(10, 15, [gap(5, 20, attempts=1), gap(12, 13, state=REPAIRED), gap(30, 40)])
+    tried = gap(10, 15, attempts=1, failures=1, last_attempt=NOW + MINUTE, note="away")
+    assert changes == Changes([gap(5, 10, attempts=1), tried, gap(15, 20, attempts=1)], [])
+
+
+def test_after_so_many_failures_a_gap_is_given_up_and_a_confirmed_one_never() -> None:
+    changes = failed(0, 20, [gap(5, 10, failures=1), gap(10, 12, state=CONFIRMED, attempts=2), gap(12, 15)])
+    assert [(each.start, each.state, each.failures) for each in changes.write] == [
+        (at(5), GIVEN_UP, 2),
+        (at(12), OPEN, 1),
+    ]
+    again = failed(0, 20, [replace(changes.write[0], version=3)])
+    assert [(each.state, each.failures) for each in again.write] == [(GIVEN_UP, 3)], "asked again because told to"
+
+
+def test_what_was_given_up_stays_so_until_the_vendor_answers_or_its_minutes_come() -> None:
+    old = [gap(5, 10, state=GIVEN_UP, failures=2, note="away")]
+    assert look(0, 100, [(5, 10)], old) == Changes([], [])
+    answered = look(0, 100, [(5, 10)], old, asked_at=NOW)
+    assert answered.write == [gap(5, 10, attempts=1, last_attempt=NOW)]
+    assert [each.state for each in look(0, 100, [], old).write] == [REPAIRED]

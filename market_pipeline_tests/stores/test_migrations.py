@@ -11,6 +11,7 @@ from market_pipeline.errors import StoreQueryError
 from market_pipeline.local.clickhouse.process import ServerProcess
 from market_pipeline.stores import migrations
 from market_pipeline.stores.clickhouse import Client, connect
+from market_pipeline.stores.gap_ledger import GapLedger
 from market_pipeline_tests.stores.conftest import settings_of
 
 NAMES = [
@@ -23,6 +24,7 @@ NAMES = [
     "external",
     "bar_revisions",
     "underived",
+    "gap_failures",
 ]
 
 
@@ -81,6 +83,21 @@ def test_several_at_once(fresh: Client) -> None:
     assert set().union(*done) == set(NAMES)
     assert migrations.apply(fresh) == []
     assert fresh.rows("SELECT count() AS n FROM schema_migrations FINAL") == [(len(NAMES),)]
+
+
+def test_gaps_of_before_their_failures_were_counted_have_none(fresh: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = [each for each in migrations.render() if each.name != "gap_failures"]
+    with monkeypatch.context() as older:
+        older.setattr(migrations, "render", lambda cluster=None: before)
+        migrations.apply(fresh)
+    day = "2024-03-04 00:00:00"
+    fresh.command(
+        "INSERT INTO gaps (symbol, start_ts, end_ts, minutes, cause, state, attempts, first_seen, note, version, "
+        f"is_deleted) VALUES ('EURUSD', '{day}', '2024-03-04 00:01:00', 1, 'lost', 'open', 1, '{day}', '', 1, 0)"
+    )
+    assert migrations.apply(fresh) == ["gap_failures"]
+    table = GapLedger(fresh).table()
+    assert table.select("symbol", "state", "attempts", "failures").rows() == [("EURUSD", "open", 1, 0)]
 
 
 def test_a_changed_migration_is_refused(fresh: Client) -> None:

@@ -24,11 +24,12 @@ from market_pipeline.errors import (
     VendorError,
     VendorUnavailable,
 )
+from market_pipeline.history.asking import request_ranges
 from market_pipeline.history.coverage import due_until
 from market_pipeline.history.derive import derive_symbol
 from market_pipeline.history.load import REFUSALS, load_symbol
 from market_pipeline.history.progress import Meter
-from market_pipeline.history.repair import minutes_left, request_ranges
+from market_pipeline.history.repair import minutes_left
 from market_pipeline.history.reports import DeriveReport, SymbolLoad
 from market_pipeline.history.runtime import Clock, Runtime, open_runtime, utc_now
 from market_pipeline.history.wanted import midnight, minutes_of
@@ -324,11 +325,11 @@ class RepairService:
             if load.requests > sum(isinstance(one.error, VendorUnavailable) for one in load.failed):
                 # When it was asked, however long its answer took to land, and whatever it was.
                 self._asked[instrument.key] = began
-        still, confirmed = await asyncio.to_thread(minutes_left, rt, instrument, wanted)
-        repaired = minutes_of(wanted) - still - confirmed
+        left = await asyncio.to_thread(minutes_left, rt, instrument, wanted)
+        repaired = minutes_of(wanted) - sum(left)
         self._counts.minutes_repaired += repaired
-        self._counts.minutes_confirmed += confirmed
-        log.info("live_repaired", symbol=instrument.symbol, minutes=repaired, confirmed=confirmed, open=still)
+        self._counts.minutes_confirmed += left.confirmed
+        log.info("live_repaired", symbol=instrument.symbol, minutes=repaired, **left._asdict())
         return load.counts.written > 0
 
 

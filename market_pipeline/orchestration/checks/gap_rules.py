@@ -10,8 +10,9 @@ import polars as pl
 from market_pipeline.market.gaps import runs
 from market_pipeline.orchestration.checks.verdict import Verdict
 
-UNEXPLAINED, OPEN, CONFIRMED = "unexplained", "open", "confirmed"
-"""States of a gap: found in the store and unknown to the ledger; to be asked for; the vendor has no bar."""
+UNEXPLAINED, OPEN, CONFIRMED, GIVEN_UP = "unexplained", "open", "confirmed", "given_up"
+"""States of a gap: found in the store and unknown to the ledger; to be asked for; the vendor has no bar; it refuses, or
+the requests failed too often."""
 
 GAP_SCHEMA = pl.Schema(
     {
@@ -22,8 +23,11 @@ GAP_SCHEMA = pl.Schema(
         "cause": pl.String(),
         "state": pl.String(),
         "attempts": pl.UInt16(),
+        "note": pl.String(),
     }
 )
+
+_ORDER = {"error": 0, "given_up": 1, "warn": 2}
 
 
 def unexplained_runs(symbol: str, missing: pl.Series, known: pl.DataFrame) -> pl.DataFrame:
@@ -46,6 +50,7 @@ def unexplained_runs(symbol: str, missing: pl.Series, known: pl.DataFrame) -> pl
         cause=pl.lit("not_loaded"),
         state=pl.lit(UNEXPLAINED),
         attempts=pl.lit(0, pl.UInt16),
+        note=pl.lit(""),
     ).cast(GAP_SCHEMA)
 
 
@@ -53,15 +58,17 @@ def judge_gaps(gaps: pl.DataFrame, thin_runs: Mapping[str, int], partitions: Map
     """Judge gaps (GAP_SCHEMA), all of them due: none younger than settle and lateness.
 
     An error: minutes that are missing and that the vendor was not asked for since (unexplained, or open without an
-    attempt). A warning: the vendor gave nothing for a run longer than the
-    instrument's usual thin run, whether that is confirmed by a second request or not. Shorter runs are a thin market,
-    and are only counted.
+    attempt), or that nobody will ask for because they were given up. A warning: the vendor gave nothing for a run
+    longer than the instrument's usual thin run, whether that is confirmed by a second request or not. Shorter runs are
+    a thin market, and are only counted.
     `thin_runs` and `partitions` go by symbol key.
     """
     thin = pl.col("symbol").replace_strict(dict(thin_runs), default=0, return_dtype=pl.UInt32)
     judged = gaps.with_columns(
         level=pl.when((pl.col("state") == UNEXPLAINED) | ((pl.col("state") == OPEN) & (pl.col("attempts") == 0)))
         .then(pl.lit("error"))
+        .when(pl.col("state") == GIVEN_UP)
+        .then(pl.lit("given_up"))
         .when(pl.col("minutes") > thin)
         .then(pl.lit("warn"))
         .otherwise(pl.lit("thin"))
@@ -71,15 +78,18 @@ def judge_gaps(gaps: pl.DataFrame, thin_runs: Mapping[str, int], partitions: Map
         + pl.col("symbol").replace_strict(dict(partitions), default=pl.col("symbol"), return_dtype=pl.String)
     )
     minutes = {
-        level: int(judged.filter(pl.col("level") == level)["minutes"].sum()) for level in ("error", "warn", "thin")
+        level: int(judged.filter(pl.col("level") == level)["minutes"].sum())
+        for level in ("error", "given_up", "warn", "thin")
     }
     bad = (
         judged.filter(pl.col("level") != "thin")
-        .sort(pl.col("level") == "warn", pl.col("minutes"), descending=[False, True])
-        .select("partition", "symbol", "start", "end", "minutes", "cause", "state", "attempts", "level")
+        .sort(pl.col("level").replace_strict(_ORDER), pl.col("minutes"), descending=[False, True])
+        .select("partition", "symbol", "start", "end", "minutes", "cause", "state", "attempts", "level", "note")
+        .with_columns(pl.col("level").replace("given_up", "error"))
     )
     numbers: dict[str, int | float | str] = {
         "minutes missing, not explained": minutes["error"],
+        "minutes missing, given up": minutes["given_up"],
         "minutes missing at the vendor, unusual": minutes["warn"],
         "minutes missing at the vendor, usual": minutes["thin"],
         "partitions with gaps": bad["partition"].n_unique(),
@@ -89,6 +99,14 @@ def judge_gaps(gaps: pl.DataFrame, thin_runs: Mapping[str, int], partitions: Map
         sentence = (
             f"{minutes['error']:,} expected minutes are missing and the vendor has not been asked for them again, such "
             f"as {where['minutes']:,} of {where['symbol']} from {where['start']:%Y-%m-%d %H:%M} UTC: run repair_gaps"
+        )
+        return Verdict("error", sentence, numbers, bad)
+    if minutes["given_up"]:
+        where = bad.row(0, named=True)
+        sentence = (
+            f"{minutes['given_up']:,} expected minutes are missing and no longer asked for, such as "
+            f"{where['minutes']:,} of {where['symbol']} from {where['start']:%Y-%m-%d %H:%M} UTC ({where['note']}): "
+            "mend that, then run repair_gaps with retry_given_up"
         )
         return Verdict("error", sentence, numbers, bad)
     if minutes["warn"]:
