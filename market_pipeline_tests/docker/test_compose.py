@@ -211,6 +211,9 @@ def test_every_mounted_or_copied_file_exists() -> None:
     for source in " ".join(copied).split():
         assert (ROOT / source).exists(), source
         assert f"!{source}" in ignored, f"{source} does not reach the builder"
+    hatch = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    for source in (*hatch["packages"], *hatch["force-include"]):
+        assert source in " ".join(copied).split(), f"the wheel takes {source}, which is not copied"
 
 
 def test_services_start_in_order_restart_and_prove_their_health() -> None:
