@@ -21,7 +21,7 @@ from market_pipeline.local.layout import Home, is_private, user_name
 from market_pipeline.local.passwords import ALL as PASSWORDS
 from market_pipeline.local.stack import Stack
 from market_pipeline.local.state import StackState
-from market_pipeline.settings import Settings, load_settings
+from market_pipeline.settings import Settings, is_loopback, load_settings
 
 MIN_MEMORY_MB = 2048
 SLOW_FSYNC_MS = 10.0
@@ -176,7 +176,10 @@ def _vendor(settings: Settings) -> Iterator[Check]:
         return
     try:
         answer = httpx.get(
-            f"{base}/v1/marketstatus/now", headers={"Authorization": f"Bearer {key}"}, timeout=_VENDOR_TIMEOUT_S
+            f"{base}/v1/marketstatus/now",
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=_VENDOR_TIMEOUT_S,
+            trust_env=not is_loopback(base),
         )
     except httpx.HTTPError as error:
         yield Check(

@@ -19,7 +19,7 @@ from market_pipeline.errors import SettingsError
 from market_pipeline.settings.data import PRECEDENCE, HistorySettings, LiveSettings
 from market_pipeline.settings.outages import BreakerSettings, SpoolSettings, ThrottleSettings
 from market_pipeline.settings.servers import ClickHouseSettings, DagsterSettings, NatsSettings, PostgresSettings
-from market_pipeline.settings.vendor import VENDOR_HOSTS, StreamSettings, VendorSettings
+from market_pipeline.settings.vendor import VENDOR_HOSTS, StreamSettings, VendorSettings, is_loopback
 
 __all__ = [
     "ENV_PREFIX",
@@ -39,6 +39,7 @@ __all__ = [
     "StreamSettings",
     "ThrottleSettings",
     "VendorSettings",
+    "is_loopback",
     "load_settings",
 ]
 

@@ -10,6 +10,12 @@ from pydantic import Field, SecretStr, field_validator
 from market_pipeline.settings.section import Section
 
 VENDOR_HOSTS = ("api.polygon.io", "api.massive.com")
+_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+def is_loopback(url: str) -> bool:
+    """Tell whether an address is this machine's own, which no proxy of the environment may stand before."""
+    return urlsplit(url).hostname in _LOOPBACK
 
 
 class VendorSettings(Section):

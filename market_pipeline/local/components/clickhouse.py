@@ -89,6 +89,7 @@ class ClickHouse(Component):
 
     def _connect(self) -> Client:
         import clickhouse_connect
+        from clickhouse_connect.driver.httputil import default_pool_manager
 
         return clickhouse_connect.get_client(
             host=LOOPBACK,
@@ -99,4 +100,6 @@ class ClickHouse(Component):
             send_receive_timeout=PROBE_TIMEOUT_S,
             query_retries=0,
             autogenerate_session_id=False,
+            # Without a pool given the driver would ask a proxy of the environment, and tell it the password.
+            pool_mgr=default_pool_manager(),
         )

@@ -70,7 +70,9 @@ class _Dagster(Component):
 
     def _launch(self, *arguments: str) -> Launch:
         # Not in the project's folder: Dagster would let the .env there override what the supervisor says.
-        environment = {**os.environ, **dagster_variables(self.home, self.context.ports, self.context.passwords)}
+        variables = dagster_variables(self.home, self.context.ports, self.context.passwords)
+        # gRPC would ask a proxy of the environment for the code server, which is all that Dagster speaks gRPC with.
+        environment = {**os.environ, **variables, "no_grpc_proxy": LOOPBACK}
         return Launch(argv=[sys.executable, "-m", *arguments], cwd=self.home.dagster_home, env=environment)
 
     def _query(self, query: str, **variables: Any) -> Any:

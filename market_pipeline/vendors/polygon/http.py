@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Generic, TypeVar
-from urllib.parse import urlsplit
 
 import httpx
 import stamina
@@ -18,7 +17,7 @@ import structlog
 
 from market_pipeline.breaker import Breaker
 from market_pipeline.errors import BreakerOpen, Transient, VendorError, VendorRateLimited, VendorUnavailable
-from market_pipeline.settings import VendorSettings
+from market_pipeline.settings import VendorSettings, is_loopback
 from market_pipeline.vendors.base import RateGate
 from market_pipeline.vendors.polygon.answers import Subject, cause_of, clock_error, status_error, transport_error
 from market_pipeline.vendors.polygon.auth import BearerKey
@@ -32,7 +31,6 @@ T = TypeVar("T")
 WHOLE_ANSWER_FACTOR = 4
 # Servers commonly close idle connections after 5 s; one that closes while a request leaves costs a retry.
 KEEPALIVE_S = 4.0
-_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 @dataclass
@@ -84,7 +82,7 @@ class VendorHttp:
             follow_redirects=False,
             limits=httpx.Limits(keepalive_expiry=KEEPALIVE_S),
             headers={"User-Agent": "market-pipeline", "Accept": "application/json"},
-            trust_env=urlsplit(settings.base_url).hostname not in _LOOPBACK,
+            trust_env=not is_loopback(settings.base_url),
         )
 
     async def close(self) -> None:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import logging
 from contextlib import suppress
 from datetime import datetime
-from urllib.parse import urlsplit
 
 import msgspec
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.datastructures import MultipleValuesError
 from websockets.exceptions import WebSocketException
 
+from market_pipeline.settings import is_loopback
 from market_pipeline.vendors.polygon.dates import http_date
 
 # The vendor sends what it has gathered as one frame: a burst after a pause must not end the connection.
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 CLOSE_TIMEOUT_S = 1.0
-_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 FAILURES = (WebSocketException, OSError, TimeoutError, EOFError)
 """What the library raises when a connection cannot be opened or is lost."""
 
@@ -58,7 +57,7 @@ class Wire:
                 ping_interval=None,  # `ping` is sent by whoever needs to know when it was answered
                 max_size=MAX_FRAME_BYTES,
                 user_agent_header="market-pipeline",
-                proxy=None if urlsplit(url).hostname in _LOOPBACK else True,
+                proxy=None if is_loopback(url) else True,
             )
         )
 
