@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,6 +16,8 @@ from rich.table import Table
 
 from market_pipeline.errors import LocalStackError
 from market_pipeline.local.control_room import CheckVerdict, ControlRoom
+from market_pipeline.local.environment import HOME_VARIABLE
+from market_pipeline.local.layout import Home
 from market_pipeline.local.stack import Stack
 from market_pipeline.market.timeframes import DERIVED
 from market_pipeline.stores.bar_facts import BarFacts
@@ -62,6 +66,26 @@ def parts(now: datetime) -> list[Part]:
     ]
 
 
+def next_steps(home: Path, now: datetime, *, live: bool) -> list[str]:
+    """Return commands that show what the demo has loaded, ready to be copied.
+
+    A week ends with the last day loaded, so that some of its days were no weekend; what was known can be asked for any
+    moment since the load.
+    """
+    last = parts(now)[0].last
+    week = f"--from {last - timedelta(days=6)} --to {last + timedelta(days=1)}"
+    commands = [
+        f"bars EUR/USD 1h {week}",
+        f"bars EUR/USD 1h {week} --as-of {now:%Y-%m-%dT%H:%M:%S}",
+        f"trace BTC/USD 1h {last}T12:00",
+    ]
+    if live:
+        commands += ["bars BTC/USD 1s --limit 5", "services"]
+    found = Home.at(os.environ.get(HOME_VARIABLE) or ".market_pipeline") == Home.at(home)
+    where = "" if found else f" --home {shlex.quote(str(home))}"
+    return [f"market-pipeline {command}{where}" for command in (*commands, "down")]
+
+
 def run_demo(home: Path, console: Console) -> None:
     """Run the demo in `home`; the stack is left running.
 
@@ -107,7 +131,9 @@ def run_demo(home: Path, console: Console) -> None:
         _live_summary(console, store, ledger, went_live)
     console.print(f"new rows of history written: {written:,}   time: {time.monotonic() - began:.0f} s")
     console.print(f"Dagster UI:  {settings.dagster.webserver_url}")
-    console.print("Next:        market-pipeline bars EUR/USD 1m --limit 5    market-pipeline services    make down")
+    console.print("Next, in this folder, after `. .venv/bin/activate`:")
+    for command in next_steps(home, datetime.now(UTC), live=simulated):
+        console.print(f"  {command}", soft_wrap=True, highlight=False)
 
 
 def _rows_written(ledger: IngestLedger, run_id: str) -> int:
