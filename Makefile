@@ -60,6 +60,8 @@ screenshots: $(STAMP) ## photograph the running demo's Dagster UI with headless 
 down: $(STAMP)   ## stop the local stack
 	@$(BIN)/market-pipeline down
 
-clean:           ## stop the stack and remove its data and the virtual environment
-	@-test -x $(BIN)/market-pipeline && $(BIN)/market-pipeline down
-	rm -rf $(VENV) .market_pipeline .env
+# Of exactly the folder that is then removed, whatever MARKET_PIPELINE_HOME says; of .env only the lines that `up` wrote.
+clean:           ## stop this folder's stack; remove its data (.market_pipeline) and the virtual environment
+	@test ! -e .market_pipeline || test -x $(BIN)/market-pipeline || { echo "a stack may run in .market_pipeline, and $(BIN)/market-pipeline is not there to stop it: make setup" >&2; exit 1; }
+	@test ! -e .market_pipeline || $(BIN)/market-pipeline down --home .market_pipeline --forget
+	rm -rf .market_pipeline $(VENV)

@@ -88,14 +88,22 @@ def up(
     _print_addresses(state)
 
 
-def down(home: HomeOption = DEFAULT_HOME) -> None:
+def down(
+    home: HomeOption = DEFAULT_HOME,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Also take this stack's lines out of the .env of this folder.")
+    ] = False,
+) -> None:
     """Stop the stack in reverse order and wait until nothing of it is left."""
+    from market_pipeline.local.environment import clear_dotenv
     from market_pipeline.local.stack import Stack
 
     stack = Stack(home)
     with _progress() as show:
         stopped = stack.stop(show)
     Console().print("stopped" if stopped else f"there was nothing to stop in {stack.home.root}", soft_wrap=True)
+    if forget and clear_dotenv(Path.cwd(), stack.home):
+        Console().print("its lines are out of .env")
 
 
 def status(

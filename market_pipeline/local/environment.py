@@ -74,7 +74,7 @@ def write_dotenv(folder: Path, home: Home, variables: dict[str, str]) -> None:
     """
     path = folder / ".env"
     lines = path.read_text().splitlines() if path.exists() else []
-    other = next((line.partition("=")[2].strip() for line in lines if line.startswith(f"{HOME_VARIABLE}=")), "")
+    other = _home_of(lines)
     if other and Path(other) != home.root and is_held(Home(Path(other)).lock("supervisor")):
         raise LocalStackError(
             f"{path} belongs to the stack in {other}, which is running: stop that one first, or start this one from "
@@ -83,6 +83,24 @@ def write_dotenv(folder: Path, home: Home, variables: dict[str, str]) -> None:
     kept = [line for line in lines if line != _NOTE and _variable(line) not in variables]
     ours = [_NOTE, *(f"{name}={value}" for name, value in variables.items())]
     write_private(path, "\n".join([*kept, *ours]) + "\n")
+
+
+def clear_dotenv(folder: Path, home: Home) -> bool:
+    """Take the stack's variables out of `<folder>/.env` and tell whether there were any; other lines stay.
+
+    A file that names another stack is left alone, one of which nothing is left is removed.
+    """
+    path = folder / ".env"
+    lines = path.read_text().splitlines() if path.exists() else []
+    if _home_of(lines) != str(home.root):
+        return False
+    ours = {"DAGSTER_HOME", HOME_VARIABLE, POSTGRES_URL, *EVENT_SWITCHES}
+    kept = [line for line in lines if line != _NOTE and _variable(line) not in ours]
+    if kept:
+        write_private(path, "\n".join(kept) + "\n")
+    else:
+        path.unlink()
+    return True
 
 
 def install_dagster_yaml(home: Home, project_dir: Path | None) -> None:
@@ -105,6 +123,11 @@ def project_folder(given: Path | None) -> Path | None:
             raise LocalStackError(f"the project folder {given} does not exist")
         return given.resolve()
     return Path.cwd() if (Path.cwd() / WORKSPACE).exists() else None
+
+
+def _home_of(lines: list[str]) -> str:
+    """Return the folder of the stack that the lines of a .env name, "" if they name none."""
+    return next((line.partition("=")[2].strip() for line in lines if line.startswith(f"{HOME_VARIABLE}=")), "")
 
 
 def _variable(line: str) -> str:

@@ -89,6 +89,23 @@ def test_dotenv_of_another_running_stack_is_not_taken(home: Home, tmp_path: Path
     assert str(home.root) in (tmp_path / ".env").read_text()
 
 
+def test_a_stack_takes_back_its_own_lines_of_dotenv_only(home: Home, tmp_path: Path) -> None:
+    path = tmp_path / ".env"
+    assert not environment.clear_dotenv(tmp_path, home)
+    environment.write_dotenv(tmp_path, home, variables(home))
+    assert environment.clear_dotenv(tmp_path, home)
+    assert not path.exists()
+    path.write_text("# mine\nEDITOR=vi\n")
+    environment.write_dotenv(tmp_path, home, variables(home))
+    other = Home.at(tmp_path / "other")
+    before = path.read_text()
+    assert not environment.clear_dotenv(tmp_path, other)
+    assert path.read_text() == before
+    assert environment.clear_dotenv(tmp_path, home)
+    assert path.read_text() == "# mine\nEDITOR=vi\n"
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
 def test_dagster_yaml_leaves_a_slot_for_live_ingestion(home: Home) -> None:
     environment.install_dagster_yaml(home, None)
     instance = yaml.safe_load((home.dagster_home / "dagster.yaml").read_text())
