@@ -24,6 +24,7 @@ from market_pipeline.market.timeframes import Timeframe
 from market_pipeline.settings import ClickHouseSettings, Settings, load_settings
 from market_pipeline.stores.bars import BarStore
 from market_pipeline.stores.clickhouse import Client, connect
+from market_pipeline.stores.seconds import AllBarStore
 
 Moment = str | date | datetime
 
@@ -63,11 +64,12 @@ def bars(
 
     Args:
         symbol: any form: display (`EUR/USD`), key (`EURUSD`) or the vendor's (`C:EURUSD`), in any case.
-        timeframe: 1m, 5m, 15m, 30m, 1h, 4h, 1d or 1w.
+        timeframe: 1m, 5m, 15m, 30m, 1h, 4h, 1d or 1w; or 1s, which live ticks give and which is kept for seven days.
         start, end: a datetime, a date (its midnight) or ISO 8601 text of either; without a time zone UTC is meant.
         as_of: give exactly what this platform had at that moment: bars that it stored later are left out, bars that
             were corrected or withdrawn later are as they were, and only windows that had closed are there. Bars are
-            known from when they were stored: a history loaded today was not known yesterday.
+            known from when they were stored: a history loaded today was not known yesterday. Not for 1s, of which no
+            earlier versions are kept.
         settings: default: `load_settings()`, the environment and the local stack's file.
 
     Returns:
@@ -134,8 +136,9 @@ def newest(
     if span is None or span[0] >= end:
         return _winners(settings, instrument, window, end, end, known)
     first, last = span[0], min(end, span[1] + window.length)
-    # markets close and thin out: look back twice the bars' length and a week, further only if that was not enough
-    reach = 2 * count * window.length + timedelta(days=7)
+    # markets close and thin out: look back twice the bars' length and a pause, further only if that was not enough
+    pause = timedelta(days=7) if window.seconds >= 60 else timedelta(minutes=10)
+    reach = 2 * count * window.length + pause
     while True:
         frame = _winners(settings, instrument, window, max(first, last - reach), last, known)
         if frame.height >= count or last - reach <= first:
@@ -243,7 +246,7 @@ def moment(value: Moment, name: str) -> datetime:
 def _store(settings: ClickHouseSettings) -> Iterator[BarStore]:
     """Yield the bars over this process's connection; one that fails is not kept."""
     try:
-        yield BarStore(_client(settings))
+        yield AllBarStore(_client(settings))
     except StoreUnreachable:
         _forget(settings)
         raise

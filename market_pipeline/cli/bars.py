@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
     @app.command()
     def bars(
         symbol: Annotated[str, typer.Argument(help="EUR/USD, EURUSD or C:EURUSD")],
-        timeframe: Annotated[str, typer.Argument(help="1m, 5m, 15m, 30m, 1h, 4h, 1d or 1w")],
+        timeframe: Annotated[str, typer.Argument(help="1s (live), 1m, 5m, 15m, 30m, 1h, 4h, 1d or 1w")],
         start: Annotated[
             str | None, typer.Option("--from", help="First ts: 2024-01-31 or 2024-01-31T15:30, UTC.")
         ] = None,

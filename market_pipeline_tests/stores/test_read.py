@@ -22,6 +22,7 @@ from market_pipeline.settings import ClickHouseSettings, Settings
 from market_pipeline.stores.bars import BarStore
 from market_pipeline.stores.clickhouse import Client
 from market_pipeline.stores.ledgers import IngestLedger
+from market_pipeline.stores.seconds import AllBarStore
 from market_pipeline_tests.stores.frames import MINUTE, START, bar, minutes, tombstones
 from market_pipeline_tests.stores.test_ingest_ledger import line
 
@@ -82,6 +83,25 @@ def test_empty_answers_have_the_columns(settings: Settings) -> None:
     assert frame.is_empty()
     assert frame.schema["ts"] == pl.Datetime("ms", "UTC")
     assert read.newest("GBP/USD", "1h", 5, settings=settings).is_empty()
+
+
+def test_bars_of_a_second(settings: Settings, client: Client, run: Run) -> None:
+    begun = datetime.now(UTC).replace(second=0, microsecond=0) - timedelta(hours=1)
+    store = AllBarStore(client)
+    store.insert_frame(pl.concat(second(begun + timedelta(seconds=place)) for place in range(50)))
+    store.insert_frame(second(begun - timedelta(hours=30)))
+    minute = read.bars("ETH/USD", "1s", begun, begun + MINUTE, settings=settings)
+    assert minute["ts"].to_list() == [begun + timedelta(seconds=place) for place in range(50)]
+    assert minute["timeframe"].unique().to_list() == ["1s"]
+    assert read.bars("ETH/USD", "1s", begun + MINUTE, begun + 2 * MINUTE, settings=settings).is_empty()
+    newest = read.newest("ETH/USD", "1s", 3, settings=settings)
+    assert newest["ts"].to_list() == [begun + timedelta(seconds=place) for place in (47, 48, 49)]
+    assert read.newest("ETH/USD", "1s", 60, settings=settings).height == 51, "across a long pause"
+    assert f"{begun:%Y-%m-%d %H:%M}:49" in run("bars", "ETH/USD", "1s").output
+
+
+def second(ts: datetime) -> pl.DataFrame:
+    return bar(ts, symbol="ETHUSD", timeframe="1s", source="live_aggregated")
 
 
 def test_clear_refusals(settings: Settings) -> None:
