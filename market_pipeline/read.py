@@ -89,10 +89,10 @@ def bars(
     window = timeframes.timeframe(timeframe)
     first, last = moment(start, "start"), moment(end, "end")
     now = datetime.now(UTC)
-    if last <= first:
-        raise BadRange(f"the range ends ({last.isoformat()}) at or before its start ({first.isoformat()})")
     if first > now:
         raise BadRange(f"the range starts in the future ({first.isoformat()})")
+    if last <= first:
+        raise BadRange(f"the range ends ({last.isoformat()}) at or before its start ({first.isoformat()})")
     history = datetime.combine(instrument.history_start, time(), UTC)
     if last <= history:
         raise BadRange(
@@ -144,6 +144,20 @@ def newest(
         if frame.height >= count or last - reach <= first:
             return frame.tail(count)
         reach *= 4
+
+
+def span(
+    symbol: str, timeframe: str | Timeframe, *, settings: Settings | None = None
+) -> tuple[datetime, datetime, int] | None:
+    """Return ts of the first and the last bar that is stored of a symbol and the number of bars; None if there is none.
+
+    Raises:
+        UnknownSymbol, UnknownTimeframe, StoreUnreachable, StoreAuthError: as `bars`.
+    """
+    settings = settings or load_settings()
+    instrument = load_instruments(settings).get(symbol)
+    with _store(settings.clickhouse) as store:
+        return store.span(instrument.key, timeframes.timeframe(timeframe).code)
 
 
 def ticks(symbol: str, start: Moment, end: Moment, *, settings: Settings | None = None) -> pl.DataFrame:

@@ -13,7 +13,7 @@ import sys
 import typer
 from rich.console import Console
 
-from market_pipeline.errors import MarketPipelineError
+from market_pipeline.errors import BusUnreachable, MarketPipelineError, StoreUnreachable
 
 
 def build_app() -> typer.Typer:
@@ -32,13 +32,14 @@ def build_app() -> typer.Typer:
 
 
 def main() -> None:
-    """Run one command; an error of ours becomes one sentence and exit code 1."""
+    """Run one command; an error of ours becomes one sentence, with what to do, and exit code 1."""
     try:
         build_app()()
     except MarketPipelineError as error:
-        Console(stderr=True, soft_wrap=True).print(
-            f"market-pipeline: {error}", style="red", markup=False, highlight=False
-        )
+        said = f"market-pipeline: {error}"
+        if isinstance(error, StoreUnreachable | BusUnreachable):
+            said += ". The local stack: market-pipeline status, market-pipeline up"
+        Console(stderr=True, soft_wrap=True).print(said, style="red", markup=False, highlight=False)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -33,7 +33,7 @@ def register(app: typer.Typer) -> None:
         start: Annotated[
             str | None, typer.Option("--from", help="First ts: 2024-01-31 or 2024-01-31T15:30, UTC.")
         ] = None,
-        end: Annotated[str | None, typer.Option("--to", help="End, exclusive; default: now.")] = None,
+        end: Annotated[str | None, typer.Option("--to", help="End, exclusive; default: --as-of, else now.")] = None,
         as_of: Annotated[
             str | None, typer.Option(help="Show what was known at this moment: 2026-11-05T10:00, UTC; default: now.")
         ] = None,
@@ -45,7 +45,10 @@ def register(app: typer.Typer) -> None:
         file: Annotated[Path | None, typer.Argument(help="Where --csv or --parquet write to.")] = None,
         home: Home = None,
     ) -> None:
-        """Show the winning bars of a range, or write them to a file; without --from the newest ones."""
+        """Show the winning bars of a range, or write them to a file; without --from the newest ones.
+
+        Exit code 1 when there is none to show; a file without a bar is a file.
+        """
         if csv and parquet:
             raise typer.BadParameter("choose --csv or --parquet")
         if file is not None and not (csv or parquet):
@@ -54,11 +57,15 @@ def register(app: typer.Typer) -> None:
             limit = _TERMINAL_ROWS
         frame, found = _read(symbol, timeframe, start, end, as_of, limit, home)
         console = Console()
+        if frame.is_empty():
+            Console(stderr=True, soft_wrap=True).print(_none_found(symbol, timeframe, home), highlight=False)
         if csv or parquet:
             _write(frame, file, as_csv=csv)
             if file is not None:
                 console.print(f"{frame.height:,} bars written to {file}", soft_wrap=True)
             return
+        if frame.is_empty():
+            raise typer.Exit(1)
         console.print(_bars_table(frame, symbol, timeframe, as_of))
         if frame.height < found:
             console.print(f"the newest {frame.height:,} of {found:,} bars; --limit shows more")
@@ -111,12 +118,28 @@ def _read(
 
     settings = load_settings(home)
     known = read.moment(as_of, "--as-of") if as_of is not None else None
+    since = read.moment(start, "--from") if start is not None else None
     until = read.moment(end, "--to") if end is not None else known or datetime.now(UTC)
-    if start is not None:
-        frame = read.bars(symbol, timeframe, start, until, as_of=known, settings=settings)
+    if since is not None:
+        frame = read.bars(symbol, timeframe, since, until, as_of=known, settings=settings)
     else:
         frame = read.newest(symbol, timeframe, limit or _TERMINAL_ROWS, until, as_of=known, settings=settings)
     return (frame if limit is None else frame.tail(limit)), frame.height
+
+
+def _none_found(symbol: str, timeframe: str, home: Path | None) -> str:
+    """Return the sentence that says what is stored, where the range asked for has nothing of it."""
+    from market_pipeline import read
+    from market_pipeline.settings import load_settings
+
+    stored = read.span(symbol, timeframe, settings=load_settings(home))
+    if stored is None:
+        return f"no bars of {symbol} {timeframe} are stored: load them, or start the live services"
+    first, last, count = stored
+    return (
+        f"no bars of {symbol} {timeframe} in this range; stored are {count:,}, "
+        f"from {_shown(first)} to {_shown(last)} UTC"
+    )
 
 
 def _write(frame: pl.DataFrame, file: Path | None, *, as_csv: bool) -> None:

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from market_pipeline.errors import LocalStackError
 from market_pipeline.local.control_room import CheckVerdict, ControlRoom
+from market_pipeline.local.disk import DEFAULT_MIN_FREE_MB
 from market_pipeline.local.environment import HOME_VARIABLE
 from market_pipeline.local.layout import Home
 from market_pipeline.local.stack import Stack
@@ -86,14 +87,14 @@ def next_steps(home: Path, now: datetime, *, live: bool) -> list[str]:
     return [f"market-pipeline {command}{where}" for command in (*commands, "down")]
 
 
-def run_demo(home: Path, console: Console) -> None:
+def run_demo(home: Path, console: Console, *, min_free_mb: int = DEFAULT_MIN_FREE_MB) -> None:
     """Run the demo in `home`; the stack is left running.
 
     Raises:
         LocalStackError: the stack does not start, or a run fails.
     """
     began = time.monotonic()
-    stack = Stack(home, project_dir=Path.cwd())
+    stack = Stack(home, project_dir=Path.cwd(), min_free_mb=min_free_mb)
     with console.status(
         "starting the local stack: NATS, PostgreSQL, ClickHouse, a simulated vendor, Dagster ..."
     ) as status:

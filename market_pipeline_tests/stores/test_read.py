@@ -118,6 +118,8 @@ def test_clear_refusals(settings: Settings) -> None:
         ask(start="2024-02-01", end="2024-02-01")
     with pytest.raises(BadRange, match="in the future"):
         ask(start="2199-01-01", end="2199-01-02")
+    with pytest.raises(BadRange, match="starts in the future"):
+        ask(start="2199-01-01", end="2024-02-01")
     with pytest.raises(BadRange, match="before the history of EUR/USD starts"):
         ask(start="2001-01-01", end="2002-01-01")
     with pytest.raises(BadRange, match="'next tuesday' is no date"):
@@ -238,6 +240,24 @@ def test_bars_in_the_terminal_and_in_files(run: Run, tmp_path: Path) -> None:
     assert pl.read_csv(io.StringIO(run(*arguments, "--csv").output)).height == 60
     assert run(*arguments, "--csv", "--parquet").exit_code == 2
     assert run(*arguments, str(csv)).exit_code == 2, "a file without a format"
+
+
+def test_a_range_without_bars_says_what_is_stored(run: Run, tmp_path: Path) -> None:
+    empty = ("bars", "EUR/USD", "1m", "--from", "2024-05-01", "--to", "2024-05-02")
+    said = "no bars of EUR/USD 1m in this range; stored are 63, from 2024-03-04 00:00 to 2024-04-13 00:02 UTC\n"
+    shown = run(*empty)
+    assert (shown.exit_code, shown.stdout, shown.stderr) == (1, "", said)
+    csv = run(*empty, "--csv")
+    assert (csv.exit_code, csv.stdout, csv.stderr) == (0, ",".join(read.COLUMNS) + "\n", said)
+    assert "0 bars written" in run(*empty, "--parquet", str(tmp_path / "bars.parquet")).stdout
+    assert "no bars of GBP/USD 1d are stored" in run("bars", "GBP/USD", "1d").stderr
+
+
+def test_errors_of_the_bars_command_name_its_options(run: Run) -> None:
+    with pytest.raises(BadRange, match="--from 'monday' is no date"):
+        run("bars", "EUR/USD", "1m", "--from", "monday")
+    with pytest.raises(BadRange, match="starts in the future"):
+        run("bars", "EUR/USD", "1m", "--from", "2199-01-01")
 
 
 def test_the_trace_of_a_bar(run: Run) -> None:
