@@ -1,7 +1,8 @@
-"""Which source of a minute wins: the ranks in the view bars_ranked, kept as the settings say.
+"""Which source of a minute wins: the ranks in the views bars_ranked and bar_revisions_ranked, kept as the settings say.
 
-No row knows its rank, so that another ranking is a replaced view: one statement, at once, for every bar there is. The
-view's comment keeps the time of the change, which is a revision like any other to the bars that are derived from it.
+No row knows its rank, so that another ranking is two replaced views: a statement each, at once, for every bar there is.
+The comment of bars_ranked, which is replaced last, keeps the time of the change, which is a revision like any other to
+the bars that are derived from it.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def cluster_of(engine: str) -> str | None:
 def follow(client: Client, precedence: Sequence[str]) -> bool:
     """Let the views rank the sources of minutes as given, highest first; return whether that was a change.
 
-    One query when they do already. Safe when several processes do it at once: the view is replaced as a whole, and
+    One query when they do already. Safe when several processes do it at once: each view is replaced as a whole, and
     readers see the old or the new one. The schema must have been applied.
 
     Raises:
