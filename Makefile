@@ -1,4 +1,4 @@
-# Everything that a fresh machine needs: Python 3.11 or later, and make. No root, no Docker, no account.
+# Everything that a fresh machine needs: Python 3.11, 3.12 or 3.13, and make. No root, no Docker, no account.
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
 PYTHON ?= python3
@@ -17,14 +17,14 @@ setup: $(STAMP)  ## make the virtual environment and install the locked packages
 # uv trusts the authorities that the machine trusts, a company's too. Where it is not to be had pip does it: the lock names
 # every package, and pip would not take the lock's `gql` for the `gql[requests]` that another asks for.
 $(STAMP): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "market_pipeline needs Python 3.11 or later: set PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { echo "market_pipeline needs Python 3.11, 3.12 or 3.13: set PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@test -x $(BIN)/python && $(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || $(PYTHON) -m virtualenv -q $(VENV) || { rm -rf $(VENV); echo "Python's venv module is incomplete here: on Debian, apt-get install python3-venv" >&2; exit 1; }
 	@echo "installing packages ..."
 	@$(BIN)/python -m pip install -q --disable-pip-version-check uv==0.13.9 2>/dev/null && $(BIN)/uv pip install -q --system-certs --python $(BIN)/python --require-hashes -r requirements.lock || $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e .
 	@touch $@
 
-demo: $(STAMP)   ## start the local stack, load 30 days of 4 symbols, show what came of it
+demo: $(STAMP)   ## start the local stack, load 35 days of 4 symbols and two recordings, go live, show what came of it
 	@$(BIN)/market-pipeline demo
 
 test: $(STAMP)   ## run the whole test suite
@@ -51,8 +51,8 @@ lint: $(STAMP)   ## formatting, lint rules, types, and the walls between the roo
 	@$(BIN)/lint-imports
 
 format: $(STAMP) ## format the code
-	@$(BIN)/ruff format market_pipeline market_pipeline_tests
-	@$(BIN)/ruff check --fix market_pipeline market_pipeline_tests
+	@$(BIN)/ruff format market_pipeline market_pipeline_tests docker
+	@$(BIN)/ruff check --fix market_pipeline market_pipeline_tests docker
 
 screenshots: $(STAMP) ## photograph the running demo's Dagster UI with headless Chromium (docs/images)
 	@$(BIN)/python -m market_pipeline_tests.browser.screenshots

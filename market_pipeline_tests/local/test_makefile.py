@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from market_pipeline.local import environment, passwords, ports
+from market_pipeline.local.demo import DAYS, parts
 from market_pipeline.local.layout import Home
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,3 +69,30 @@ def test_clean_removes_nothing_of_a_stack_that_it_could_not_stop(project: Path, 
     assert (project / ".market_pipeline" / "secrets").is_dir()
     assert (project / ".env").read_text() == before
     assert (project / "venv").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("version", "taken"), [("3, 10, 9", False), ("3, 11", True), ("3, 13, 7", True), ("3, 14", False)]
+)
+def test_the_versions_of_python_are_those_of_the_project(version: str, taken: bool, tmp_path: Path) -> None:
+    for name in ("requirements.lock", "pyproject.toml"):
+        (tmp_path / name).touch()
+    python = tmp_path / "python"
+    # It says that it is another version, and can do nothing but run a line.
+    python.write_text(
+        f'#!/bin/sh\n[ "$1" = -c ] && exec {sys.executable} -c '
+        f'"import sys; sys.version_info = ({version}); exec(sys.argv[1])" "$2"\n'
+    )
+    python.chmod(0o755)
+    said = make(tmp_path, "setup", f"PYTHON={python}")
+    assert said.returncode != 0
+    assert ("needs Python 3.11, 3.12 or 3.13" in said.stderr) is not taken, said.stderr
+    assert ("venv module is incomplete" in said.stderr) is taken, said.stderr
+    [required] = re.findall(r'requires-python = "(.+)"', (ROOT / "pyproject.toml").read_text())
+    assert required == ">=3.11,<3.14"
+
+
+def test_the_list_of_what_can_be_made_tells_what_the_demo_loads() -> None:
+    [demo] = [line for line in make(ROOT, "help").stdout.splitlines() if line.startswith("demo")]
+    assert f"{DAYS} days of 4 symbols and two recordings" in demo
+    assert len(parts(datetime.now(UTC))) == 3
