@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import cast
 
 import polars as pl
 
@@ -27,9 +26,9 @@ from market_pipeline.bus.header_fields import (
 )
 from market_pipeline.errors import UnreadableBatch
 from market_pipeline.market.ticks import STORED_TICK_SCHEMA
-from market_pipeline.market.timeframes import from_ms, to_ms
+from market_pipeline.market.timeframes import to_ms
 from market_pipeline.tick_columns import TickColumns
-from market_pipeline.tick_payload import UNREADABLE, decode_columns, encode_ticks
+from market_pipeline.tick_payload import UNREADABLE, decode_columns
 
 __all__ = [
     "LATE",
@@ -38,11 +37,9 @@ __all__ = [
     "TICK_SCHEMA_VERSION",
     "VENDOR_STREAM",
     "EncodedTicks",
-    "EpochFence",
     "TickHeaders",
     "decode_tick_batch",
     "decode_tick_columns",
-    "encode_tick_batch",
     "new_batch_id",
     "usual_correlation_id",
 ]
@@ -191,20 +188,6 @@ class EncodedTicks:
     payload: bytes
 
 
-def encode_tick_batch(frame: pl.DataFrame, headers: TickHeaders) -> EncodedTicks:
-    """Encode ticks (TICK_SCHEMA, one symbol, in the order of arrival) under headers whose rows and times are filled in.
-
-    Raises:
-        InvalidTicks: a column is missing or of another dtype, or the rows are of more than one symbol.
-    """
-    if frame.is_empty():
-        return EncodedTicks(replace(headers, rows=0, first_ts=None, last_ts=None), b"")
-    payload = encode_ticks(frame, headers.batch_id)
-    ts = frame.get_column("ts").to_physical()
-    first, last = (from_ms(cast(int, value)) for value in (ts.min(), ts.max()))
-    return EncodedTicks(replace(headers, rows=frame.height, first_ts=first, last_ts=last), payload)
-
-
 def decode_tick_batch(payload: bytes, headers: TickHeaders) -> pl.DataFrame:
     """Decode the payload of a tick batch to STORED_TICK_SCHEMA and prove that it is the one of these headers.
 
@@ -229,18 +212,3 @@ def decode_tick_columns(payload: bytes, headers: TickHeaders) -> TickColumns | N
         if said != found:
             raise UnreadableBatch(f"the headers say {name} {said}, the payload {found}", reason=UNREADABLE)
     return columns
-
-
-class EpochFence:
-    """Tell batches of the collector that holds the lease from those of one that lost it and does not know yet."""
-
-    def __init__(self, highest: Mapping[str, int] | None = None) -> None:
-        """Start from the highest epochs known by symbol: those of a checkpoint."""
-        self.highest = dict(highest or {})
-
-    def admits(self, headers: TickHeaders) -> bool:
-        """Return False for a batch of an epoch below the highest seen of its symbol."""
-        if headers.epoch < self.highest.get(headers.symbol, 0):
-            return False
-        self.highest[headers.symbol] = headers.epoch
-        return True

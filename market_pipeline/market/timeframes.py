@@ -121,19 +121,3 @@ def ceil(ts: datetime, tf: str | Timeframe, week_start: WeekStart = "sunday") ->
     tf = timeframe(tf)
     opened = floor(ts, tf, week_start)
     return opened if opened == ts else opened + tf.length
-
-
-def window_range(
-    start: datetime, end: datetime, tf: str | Timeframe, week_start: WeekStart = "sunday"
-) -> tuple[datetime, datetime]:
-    """Return the smallest range of whole windows that covers [start, end), half-open, UTC.
-
-    Raises:
-        BadRange: `end` lies before `start`.
-    """
-    if end < start:
-        raise BadRange(f"the range ends ({end.isoformat()}) before it starts ({start.isoformat()})")
-    if start == end:
-        opened = floor(start, tf, week_start)
-        return opened, opened
-    return floor(start, tf, week_start), ceil(end, tf, week_start)

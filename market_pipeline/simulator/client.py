@@ -147,10 +147,6 @@ class ControlClient:
         """
         return dict(self._send("GET", "/stream/stats"))
 
-    def clear_stream_stats(self) -> None:
-        """Set the stream's counters to zero."""
-        self._send("POST", "/stream/stats/clear")
-
     def set_settle(self, share: float) -> None:
         """Let this share of the bars younger than five minutes be unsettled."""
         self._send("POST", "/settle", {"share": share})

@@ -178,7 +178,6 @@ def control_app(vendor: Vendor, token: str) -> Router:
         "/load": takes(Load, lambda body: state.load(body.tickers, body.per_second)),
         "/stream/faults": tells_stream(StreamFault, lambda body: {"id": stream.faults.add(body)}),
         "/stream/settings": tells_stream(StreamSettings, stream.set),
-        "/stream/stats/clear": gives(stream.stats.clear),
     }
     gets: dict[str, Endpoint] = {
         "/faults": gives(faults.listed),

@@ -21,7 +21,6 @@ from market_pipeline.simulator.ticks import Ticks
 
 DEFAULT_LIMIT, MAX_LIMIT = 1_000, 50_000
 _NS = 1_000_000
-_DAY_NS = DAY_MS * _NS
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,14 +77,6 @@ def ticks_of(ticker: str, bars: Bars, seed: int) -> Ticks:
     return joined([made.take(slice(0, before)), sample, made.take(slice(after, None))])
 
 
-def seconds_of(ticker: str, bars: Bars, seed: int) -> Bars:
-    """Fold the ticks of minute bars into second bars; a second without a tick has none.
-
-    They fold into the minute's open, high, low, close, volume and trades, for they come of its own ticks.
-    """
-    return fold_ticks(ticks_of(ticker, bars, seed), 1_000)
-
-
 def fold_ticks(ticks: Ticks, window_ms: int) -> Bars:
     """Fold ticks into bars of a fixed length, left-closed and left-labelled."""
     if not len(ticks):

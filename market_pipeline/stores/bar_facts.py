@@ -25,10 +25,6 @@ class BarFacts:
         """
         return self.client.frame(load_sql("overview"))
 
-    def raw_rows(self) -> int:
-        """Return the number of stored rows: all sources, and older revisions as far as merges left them."""
-        return int(self.client.rows(load_sql("raw_rows"))[0][0])
-
     def max_revision(self, symbol: str, timeframe: str, source: str, start: datetime, end: datetime) -> int:
         """Return the largest revision that a source ever wrote in [start, end), tombstones included; 0 for none."""
         parameters = {"symbol": symbol, "timeframe": timeframe, "source": source, "start": start, "end": end}

@@ -18,11 +18,10 @@ from market_pipeline.stores.bar_facts import BarFacts
 from market_pipeline.stores.series_ranges import BatchRange, RangeSet, SeriesDigest, disjoint
 from market_pipeline.stores.sql_files import load_sql
 
-__all__ = ["WINNER_COLUMNS", "BarStore", "BatchRange", "SeriesDigest"]
+__all__ = ["BarStore", "BatchRange", "SeriesDigest"]
 
 TABLE = "bars"
 REVISIONS = "bar_revisions"
-WINNER_COLUMNS: tuple[str, ...] = tuple(name for name in STORED_SCHEMA if name != "is_deleted")
 _ALL_COLUMNS = "/* columns */ *"
 _BAR_KEY = ("symbol", "timeframe", "source", "ts")
 
@@ -131,7 +130,7 @@ class BarStore(BarFacts):
     ) -> pl.DataFrame:
         """Return the winning bars (the view bars_final) of a series with ts in [start, end), sorted by ts.
 
-        `columns` of WINNER_COLUMNS or `is_deleted` (0 for every winner); default: those of BAR_SCHEMA.
+        `columns` of STORED_SCHEMA (`is_deleted` is 0 for every winner); default: those of BAR_SCHEMA.
         """
         return self._read_winners(
             "winners", {"symbol": symbol, "timeframe": timeframe, "start": start, "end": end}, columns

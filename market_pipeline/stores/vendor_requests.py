@@ -100,10 +100,6 @@ class VendorRequestLedger:
         settled = ((max(first, start), min(last, end, asked_at - settle)) for first, last, asked_at in rows)
         return merged((first, last) for first, last in settled if first < last)
 
-    def of_run(self, root_run_id: str) -> pl.DataFrame:
-        """Return every request of a root run: the fields of VendorRequestRow, sorted by symbol and start."""
-        return self._client.frame(load_sql("vendor_requests_of_run"), {"root_run_id": root_run_id})
-
 
 def merged(intervals: Iterable[Interval]) -> list[Interval]:
     """Join half-open intervals that overlap or touch; return them in order."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
@@ -84,23 +83,4 @@ class VendorInstrument(Protocol):
     @property
     def vendor_ticker(self) -> str:
         """The vendor's form."""
-        ...
-
-
-class HistoryVendor(Protocol):
-    """Give historical minutes by range."""
-
-    def plan_requests(self, start: datetime, end: datetime) -> list[RangeRequest]:
-        """Split [start, end) into the requests that `minutes` sends."""
-        ...
-
-    def minutes(
-        self,
-        instrument: VendorInstrument,
-        start: datetime,
-        end: datetime,
-        *,
-        expects: Callable[[RangeRequest], bool] | None = None,
-    ) -> AsyncIterator[MinutePage]:
-        """Yield the minutes of [start, end), ascending, page by page."""
         ...

@@ -1,9 +1,7 @@
-"""The plan's rate as a pure rule, and a gate for one process. `bus.rate` holds the same rule across processes."""
+"""The plan's rate as a pure rule; `bus.rate` holds it across processes."""
 
 from __future__ import annotations
 
-import asyncio
-import time
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -78,26 +76,3 @@ class RateRule:
         if ahead <= 1e-9:
             return [arrival], 0.0
         return state, max(ahead, 0.001)
-
-
-class LocalRateGate:
-    """Hold a rate within one process: for tools that run without a bus."""
-
-    def __init__(self, requests: int, per_seconds: float) -> None:
-        self._rule = RateRule(requests, per_seconds)
-        self._state: list[float] = []
-        self._turn = asyncio.Lock()
-
-    async def acquire(self) -> float:
-        """Wait until one request may be sent; return the seconds waited. Callers are served in their order."""
-        started = time.monotonic()
-        async with self._turn:
-            while True:
-                self._state, wait = self._rule.take(self._state, time.monotonic())
-                if not wait:
-                    return time.monotonic() - started
-                await asyncio.sleep(wait)
-
-    async def note_delay(self, seconds: float) -> None:
-        """Count a request that took long from now on."""
-        self._state = self._rule.delayed(self._state, time.monotonic(), seconds)

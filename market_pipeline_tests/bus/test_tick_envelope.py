@@ -13,15 +13,14 @@ from hypothesis import strategies as st
 
 from market_pipeline.bus.publisher import headers_size
 from market_pipeline.bus.tick_envelope import (
-    EpochFence,
     TickHeaders,
     decode_tick_batch,
-    encode_tick_batch,
     new_batch_id,
     usual_correlation_id,
 )
 from market_pipeline.errors import UnreadableBatch
 from market_pipeline.market.ticks import TICK_SCHEMA
+from market_pipeline_tests.bus.tick_batches import EpochFence, encode_tick_batch
 
 NOW = datetime(2026, 3, 2, 12, 0, 0, 123_000, tzinfo=UTC)
 HEADERS = TickHeaders(

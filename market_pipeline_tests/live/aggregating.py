@@ -17,13 +17,14 @@ from market_pipeline.bus.publisher import Publisher
 from market_pipeline.bus.session import BusSession, open_bus
 from market_pipeline.bus.streams import LIVE
 from market_pipeline.bus.subjects import market_subject
-from market_pipeline.bus.tick_envelope import LATE, TickHeaders, encode_tick_batch, new_batch_id
+from market_pipeline.bus.tick_envelope import LATE, TickHeaders, new_batch_id
 from market_pipeline.live.aggregator import Aggregator
 from market_pipeline.market.aggregation import bars_from_quotes
 from market_pipeline.market.bars import BAR_SCHEMA
 from market_pipeline.market.instruments import Instrument
 from market_pipeline.market.ticks import TICK_SCHEMA
 from market_pipeline.market.timeframes import from_ms
+from market_pipeline_tests.bus.tick_batches import encode_tick_batch
 from market_pipeline_tests.live.collecting import BTC, EUR
 from market_pipeline_tests.servers import NatsProcess
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from market_pipeline.bus.losses import LossInterval
-from market_pipeline.bus.tick_envelope import LATE, LOSS_MARGIN, EpochFence, TickHeaders, decode_tick_batch
+from market_pipeline.bus.tick_envelope import LATE, LOSS_MARGIN, TickHeaders, decode_tick_batch
 from market_pipeline.live.collector.batches import tick_batch
 from market_pipeline.live.collector.hours import MarketHours
 from market_pipeline.live.collector.intake import MARGIN_MS, Intake
@@ -20,6 +20,7 @@ from market_pipeline.live.loss_recorder import merged
 from market_pipeline.market.ticks import TICK_SCHEMA, validate_ticks
 from market_pipeline.market.timeframes import from_ms, to_ms
 from market_pipeline.vendors.polygon.stream import PolygonStream, StreamTick
+from market_pipeline_tests.bus.tick_batches import EpochFence
 
 START = 1_700_000_000_000
 SYMBOLS = ("A", "B")

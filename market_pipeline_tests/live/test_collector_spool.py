@@ -16,11 +16,11 @@ from market_pipeline.bus.spool.folder import segments_of
 from market_pipeline.bus.spool.record import scan
 from market_pipeline.bus.spooling import spooling
 from market_pipeline.bus.streams import ensure_streams
-from market_pipeline.bus.tick_envelope import EpochFence
 from market_pipeline.bus.tick_numbers import BatchNumbers
 from market_pipeline.live.collector import Collector
 from market_pipeline.live.collector_service import collector_facts
 from market_pipeline.settings import Settings, SpoolSettings
+from market_pipeline_tests.bus.tick_batches import EpochFence
 from market_pipeline_tests.live import collecting as bench
 from market_pipeline_tests.live.collecting import BTC, Seen, collecting, trade, until
 from market_pipeline_tests.servers import NatsProcess

@@ -15,10 +15,11 @@ from market_pipeline.bus.envelope import now_ms
 from market_pipeline.bus.session import BusSession
 from market_pipeline.bus.streams import TICKS
 from market_pipeline.bus.subjects import market_subject
-from market_pipeline.bus.tick_envelope import EncodedTicks, TickHeaders, encode_tick_batch, new_batch_id
+from market_pipeline.bus.tick_envelope import EncodedTicks, TickHeaders, new_batch_id
 from market_pipeline.live.tick_bridge import TickBridgeService
 from market_pipeline.settings import NatsSettings, PostgresSettings, Settings
 from market_pipeline.stores.ticks import TickReader
+from market_pipeline_tests.bus.tick_batches import encode_tick_batch
 
 ALWAYS = (datetime(1990, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC))
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from market_pipeline.errors import BadRange, UnknownTimeframe
 from market_pipeline.market import timeframes
-from market_pipeline.market.timeframes import DERIVED, TIMEFRAMES, ceil, floor, timeframe, window_range
+from market_pipeline.market.timeframes import DERIVED, TIMEFRAMES, ceil, floor, timeframe
 
 MOMENTS = st.datetimes(datetime(1970, 1, 8), datetime(2100, 1, 1), timezones=st.just(UTC))
 
@@ -68,21 +68,7 @@ def test_a_window_holds_its_moment(at: datetime, code: str, week_start: timefram
         assert opened.strftime("%A").lower() == week_start
 
 
-@given(start=MOMENTS, length=st.timedeltas(timedelta(0), timedelta(days=40)), code=st.sampled_from(list(TIMEFRAMES)))
-def test_a_window_range_is_the_smallest_that_covers(start: datetime, length: timedelta, code: str) -> None:
-    end = start + length
-    first, last = window_range(start, end, code)
-    step = TIMEFRAMES[code].length
-    if not length:
-        assert first == last
-        return
-    assert first <= start < first + step
-    assert last - step < end <= last
-
-
 def test_times_need_a_zone_and_any_zone_will_do() -> None:
     with pytest.raises(BadRange, match="time zone"):
         floor(datetime(2024, 1, 1), "1m")
     assert floor(datetime(2024, 1, 1, 5, 30, tzinfo=timezone(timedelta(hours=5))), "1h") == utc(2024, 1, 1)
-    with pytest.raises(BadRange, match="before it starts"):
-        window_range(utc(2024, 1, 2), utc(2024, 1, 1), "1h")

@@ -10,7 +10,7 @@ import pytest
 
 from market_pipeline.simulator import truth
 from market_pipeline.simulator.aggregate import fold, window_end, window_starts
-from market_pipeline.simulator.ticks import seconds_of
+from market_pipeline.simulator.ticks import fold_ticks, ticks_of
 
 
 def ms(*parts: int) -> int:
@@ -85,7 +85,8 @@ def test_the_sample_days_of_a_stock_are_new_yorks() -> None:
 @pytest.mark.parametrize("ticker", ["C:GBPUSD", "X:ETHUSD", "IBM"])
 def test_seconds_fold_into_their_minutes(ticker: str) -> None:
     minutes = truth.minute_bars(ticker, ms(2013, 10, 8), ms(2013, 10, 9))
-    folded = fold(seconds_of(ticker, minutes, 0), 1, "minute", "forex")
+    seconds = fold_ticks(ticks_of(ticker, minutes, 0), 1_000)
+    folded = fold(seconds, 1, "minute", "forex")
     for column in ("ts", "open", "high", "low", "close", "trades"):
         assert np.array_equal(getattr(folded, column), getattr(minutes, column))
     assert np.allclose(folded.volume, minutes.volume, atol=1e-6)

@@ -10,6 +10,7 @@ import polars as pl
 
 from market_pipeline import payload
 from market_pipeline.market.bars import BAR_SCHEMA, TS, VENDOR_HISTORICAL
+from market_pipeline.stores.clickhouse import Client
 
 MINUTE = timedelta(minutes=1)
 START = datetime(2024, 3, 4, tzinfo=UTC)
@@ -70,3 +71,8 @@ def tombstones(frame: pl.DataFrame, *, revision: int) -> pl.DataFrame:
 def plain(frame: pl.DataFrame) -> pl.DataFrame:
     """Return the columns of BAR_SCHEMA, sorted: what two frames are compared by."""
     return frame.select(list(BAR_SCHEMA)).sort("symbol", "timeframe", "source", "ts")
+
+
+def raw_rows(client: Client) -> int:
+    """Return the number of stored rows of bars: all sources, and older revisions as far as merges left them."""
+    return int(client.rows("SELECT count() FROM bars")[0][0])

@@ -19,6 +19,7 @@ from market_pipeline.stores.clickhouse import Client, connect
 from market_pipeline.stores.precedence import cluster_of, follow, in_force, view
 from market_pipeline_tests.market.frames import START, minute_bars, utc
 from market_pipeline_tests.stores.conftest import settings_of
+from market_pipeline_tests.stores.frames import raw_rows
 
 VENDOR_FIRST = ("vendor_historical", *PRECEDENCE[:3])
 END = utc(2024, 1, 9)
@@ -53,14 +54,14 @@ def winners(store: BarStore) -> set[str]:
 
 def test_any_ranking_names_the_winner_without_a_row_being_written(fresh: Client) -> None:
     store = fill(fresh)
-    rows = store.raw_rows()
+    rows = raw_rows(store.client)
     for ranking in permutations(PRECEDENCE):
         changed = follow(fresh, ranking)
         assert changed is (ranking != PRECEDENCE)
         assert winners(store) == {ranking[0]}
         assert in_force(fresh).sources == ranking
         assert follow(fresh, ranking) is False
-    assert store.raw_rows() == rows == 40
+    assert raw_rows(store.client) == rows == 40
 
 
 def test_the_replaced_view_is_the_migration_s_own_but_for_the_ranks(fresh: Client) -> None:

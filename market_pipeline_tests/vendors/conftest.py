@@ -15,7 +15,6 @@ from market_pipeline.breaker import Breakers
 from market_pipeline.settings import VendorSettings
 from market_pipeline.vendors.base import MinutePage
 from market_pipeline.vendors.polygon import PolygonClient
-from market_pipeline.vendors.rate import LocalRateGate
 from market_pipeline_tests.vendors.scripted import KEY, Asked, Reply, ScriptedVendor
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -34,11 +33,10 @@ def at(minute: float) -> datetime:
     return START + timedelta(minutes=minute)
 
 
-class CountingGate(LocalRateGate):
+class CountingGate:
     """A gate that is always open, and counts."""
 
     def __init__(self) -> None:
-        super().__init__(1_000_000, 1.0)
         self.passed = 0
         self.delays: list[float] = []
 

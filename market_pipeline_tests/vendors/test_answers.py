@@ -227,18 +227,10 @@ async def test_reference_routes(bench) -> None:
         b'{"market":"open","earlyHours":false,"serverTime":"2022-04-28T16:48:08-04:00",'
         b'"exchanges":{"nyse":"open"},"currencies":{"fx":"open","crypto":"open"}}'
     )
-    holidays = (
-        b'[{"exchange":"NYSE","name":"Memorial Day","date":"2022-05-30","status":"closed"},'
-        b'{"exchange":"NYSE","name":"Thanksgiving","date":"2022-11-25","status":"early-close",'
-        b'"open":"2022-11-25T14:30:00.000Z","close":"2022-11-25T18:00:00.000Z"}]'
-    )
-    async with bench(lambda asked: Reply(body=holidays if asked.path.endswith("upcoming") else status)) as b:
+    async with bench(lambda asked: Reply(body=status)) as b:
         now = await b.client.market_status()
         assert (now.market, now.currencies["fx"], now.exchanges) == ("open", "open", {"nyse": "open"})
         assert now.server_time == datetime(2022, 4, 28, 20, 48, 8, tzinfo=UTC)
-        closed, early = await b.client.upcoming_holidays()
-        assert (closed.status, closed.close) == ("closed", None)
-        assert early.close == datetime(2022, 11, 25, 18, tzinfo=UTC)
         assert 0 < await b.client.probe() < 2
 
 

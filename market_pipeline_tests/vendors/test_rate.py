@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from market_pipeline.vendors.rate import LOGGED_REQUESTS, LocalRateGate, RateRule
+from market_pipeline.vendors.rate import LOGGED_REQUESTS, RateRule
 
 
 def most_in_a_window(times: list[float], window: float) -> int:
@@ -72,17 +69,3 @@ def test_a_late_request_counts_from_its_answer_on() -> None:
     assert rule.delayed([100.0], 101.0, 1.0) == [100.0]
     assert rule.delayed([], 101.0, 30.0) == [101.0]
     assert RateRule(6000, 60.0).delayed([100.0], 130.0, 30.0) == [100.0]
-
-
-async def test_local_gate_holds_the_rate_over_many_callers() -> None:
-    gate = LocalRateGate(4, 0.1)
-    times: list[float] = []
-
-    async def ask() -> None:
-        await gate.acquire()
-        times.append(time.monotonic())
-
-    started = time.monotonic()
-    await asyncio.gather(*(ask() for _ in range(12)))
-    assert most_in_a_window(times, 0.1) <= 4
-    assert time.monotonic() - started >= 2 * 0.1

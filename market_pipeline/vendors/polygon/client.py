@@ -37,17 +37,6 @@ class MarketStatus(Complaint):
     currencies: dict[str, str] = msgspec.field(default_factory=dict)
 
 
-class Holiday(msgspec.Struct):
-    """A day on which an exchange is closed, or closes early (`open` and `close` are then its hours, UTC)."""
-
-    exchange: str
-    name: str
-    date: str
-    status: str
-    open: datetime | None = None
-    close: datetime | None = None
-
-
 def _now() -> datetime:
     return datetime.now(UTC)
 
@@ -151,10 +140,6 @@ class PolygonClient:
     async def market_status(self) -> MarketStatus:
         """Return which markets are open now."""
         return await self._get("market status", "/v1/marketstatus/now", MarketStatus)
-
-    async def upcoming_holidays(self) -> list[Holiday]:
-        """Return the coming days on which exchanges are closed or close early."""
-        return await self._get("upcoming holidays", "/v1/marketstatus/upcoming", list[Holiday])
 
     async def probe(self) -> float:
         """Send one cheap request with the key, and return the seconds it took, the wait at the gate left out.
