@@ -15,7 +15,8 @@
     │   ├── VendorRequestRejected (terminal)  other 4xx
     │   ├── VendorRateLimited (transient)     429
     │   ├── VendorUnavailable (transient)     5xx, time-outs, connection lost
-    │   └── VendorBadAnswer (transient)       cut, unreadable or contradictory answers, page loops
+    │   ├── VendorBadAnswer (transient)       cut, unreadable or contradictory answers, page loops
+    │   └── ClockWrong (terminal)             this machine's clock is ahead of the vendor's
     ├── BusError
     │   ├── BusUnreachable (transient)
     │   ├── BusAuthError (terminal)
@@ -24,6 +25,7 @@
     │   ├── UnreadableBatch (terminal)        an envelope or payload that cannot be decoded
     │   └── SpoolError (transient)            the spool's folder cannot be written or read
     │       └── SpoolFull                     no room left for what could not be published
+    ├── StreamMissing (transient)             a stream is not there; whoever connects next creates it anew
     ├── StoreError
     │   ├── StoreUnreachable (transient)
     │   ├── StoreAuthError (terminal)
