@@ -274,6 +274,13 @@ def test_the_image_runs_as_an_ordinary_user_from_the_whole_lock() -> None:
     final = DOCKERFILE.rpartition("\nFROM ")[2]
     assert re.search(r"^USER [1-9]\d*:[1-9]\d*$", final, re.M)
     assert "pip install --require-hashes -r requirements.lock" in DOCKERFILE
+    # What builds the package comes from the lock too; with isolation pip would fetch it anew, without a hash.
+    assert re.findall(r"^RUN pip install (?!--require-hashes)(.+)$", DOCKERFILE, re.M) == [
+        "--no-deps --no-build-isolation ."
+    ]
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]
+    for name in re.findall(r"^[a-z-]+", "\n".join(build["requires"]), re.M):
+        assert re.search(rf"^{name}==\S+ \\$", (ROOT / "requirements.lock").read_text(), re.M), name
     for name, value in EVENT_SWITCHES.items():
         assert f"{name}={value} " in final
 
