@@ -11,109 +11,10 @@ import httpx
 import stamina
 
 from market_pipeline.errors import LocalStackError
+from market_pipeline.local import graphql
 
 FINISHED = frozenset({"SUCCESS", "FAILURE", "CANCELED"})
 BACKFILL_FINISHED = frozenset({"COMPLETED_SUCCESS", "COMPLETED_FAILED", "COMPLETED", "FAILED", "CANCELED"})
-
-_LOCATION = """
-query Location {
-  repositoriesOrError {
-    __typename
-    ... on RepositoryConnection { nodes { name location { name } } }
-    ... on PythonError { message }
-  }
-}
-"""
-_LAUNCH = """
-mutation Launch($params: ExecutionParams!) {
-  launchRun(executionParams: $params) {
-    __typename
-    ... on LaunchRunSuccess { run { runId } }
-    ... on PythonError { message }
-    ... on RunConfigValidationInvalid { errors { message } }
-    ... on InvalidSubsetError { message }
-    ... on UnauthorizedError { message }
-  }
-}
-"""
-_RUN = """
-query Run($id: ID!) {
-  runOrError(runId: $id) {
-    __typename
-    ... on Run { status startTime endTime stats { ... on RunStatsSnapshot { stepsFailed materializations } } }
-  }
-}
-"""
-_BACKFILL = """
-mutation Backfill($params: LaunchBackfillParams!) {
-  launchPartitionBackfill(backfillParams: $params) {
-    __typename
-    ... on LaunchBackfillSuccess { backfillId }
-    ... on PythonError { message }
-    ... on PartitionSetNotFoundError { message }
-    ... on UnauthorizedError { message }
-  }
-}
-"""
-_BACKFILL_STATUS = """
-query BackfillStatus($id: String!) {
-  partitionBackfillOrError(backfillId: $id) {
-    __typename
-    ... on PartitionBackfill { status numPartitions error { message } }
-    ... on PythonError { message }
-  }
-}
-"""
-_SENSOR = """
-query Sensor($selector: SensorSelector!) {
-  sensorOrError(sensorSelector: $selector) {
-    __typename
-    ... on Sensor { id sensorState { status } }
-    ... on PythonError { message }
-  }
-}
-"""
-_START_SENSOR = """
-mutation Start($selector: SensorSelector!) {
-  startSensor(sensorSelector: $selector) {
-    __typename
-    ... on PythonError { message }
-    ... on UnauthorizedError { message }
-  }
-}
-"""
-_STOP_SENSOR = """
-mutation Stop($id: String!) {
-  stopSensor(id: $id) { __typename ... on PythonError { message } ... on UnauthorizedError { message } }
-}
-"""
-_TERMINATE = """
-mutation Terminate($id: String!) {
-  terminateRun(runId: $id) { __typename ... on PythonError { message } ... on TerminateRunFailure { message } }
-}
-"""
-_RUNS_OF_JOB = """
-query RunsOfJob($job: String!, $limit: Int!) {
-  runsOrError(filter: {pipelineName: $job}, limit: $limit) {
-    __typename
-    ... on Runs { results { runId status startTime endTime } }
-    ... on PythonError { message }
-  }
-}
-"""
-_CHECKS = """
-query Checks($keys: [AssetKeyInput!]) {
-  assetNodes(assetKeys: $keys) {
-    assetKey { path }
-    assetChecksOrError {
-      __typename
-      ... on AssetChecks {
-        checks { name executionForLatestMaterialization { status evaluation { severity success description } } }
-      }
-    }
-  }
-}
-"""
 
 
 @dataclass(frozen=True)
@@ -191,7 +92,7 @@ class ControlRoom:
         Raises:
             LocalStackError: the definitions could not be loaded.
         """
-        found = self.query(_LOCATION)["repositoriesOrError"]
+        found = self.query(graphql.LOCATION)["repositoriesOrError"]
         nodes = found.get("nodes")
         if not nodes:
             raise LocalStackError(f"Dagster has loaded no definitions: {found.get('message', 'see its log')}")
@@ -208,7 +109,7 @@ class ControlRoom:
             "runConfigData": dict(config or {}),
             "executionMetadata": {"tags": [{"key": k, "value": v} for k, v in (tags or {}).items()]},
         }
-        result = self.query(_LAUNCH, params=params)["launchRun"]
+        result = self.query(graphql.LAUNCH, params=params)["launchRun"]
         if result["__typename"] != "LaunchRunSuccess":
             messages = [result] if result.get("message") else result.get("errors", [])
             said = "; ".join(_first_line(each["message"]) for each in messages)
@@ -217,7 +118,7 @@ class ControlRoom:
 
     def run(self, run_id: str) -> dict[str, Any]:
         """Return status, times and counts of a run."""
-        return dict(self.query(_RUN, id=run_id)["runOrError"])
+        return dict(self.query(graphql.RUN, id=run_id)["runOrError"])
 
     def wait(
         self, run_ids: Sequence[str], *, timeout: float, tick: Callable[[dict[str, str]], None] | None = None
@@ -241,7 +142,7 @@ class ControlRoom:
     def backfill(self, assets: Sequence[str], partitions: Sequence[str]) -> str:
         """Launch a backfill of assets over partitions, as the UI's dialog does, and return its id."""
         params = {"assetSelection": [{"path": [asset]} for asset in assets], "partitionNames": list(partitions)}
-        result = self.query(_BACKFILL, params=params)["launchPartitionBackfill"]
+        result = self.query(graphql.BACKFILL, params=params)["launchPartitionBackfill"]
         if result["__typename"] != "LaunchBackfillSuccess":
             raise LocalStackError(f"Dagster did not launch the backfill: {result.get('message', result['__typename'])}")
         return str(result["backfillId"])
@@ -250,7 +151,7 @@ class ControlRoom:
         """Wait until a backfill has ended and return its status."""
         until = time.monotonic() + timeout
         while True:
-            found = self.query(_BACKFILL_STATUS, id=backfill_id)["partitionBackfillOrError"]
+            found = self.query(graphql.BACKFILL_STATUS, id=backfill_id)["partitionBackfillOrError"]
             status = str(found.get("status", found.get("message")))
             if status in BACKFILL_FINISHED:
                 return status
@@ -260,23 +161,27 @@ class ControlRoom:
 
     def runs_of(self, job: str, limit: int = 10) -> list[dict[str, Any]]:
         """Return the newest runs of a job: runId, status, startTime, endTime (epoch s or None)."""
-        found = self.query(_RUNS_OF_JOB, job=job, limit=limit)["runsOrError"]
+        found = self.query(graphql.RUNS_OF_JOB, job=job, limit=limit)["runsOrError"]
         self._expect(found, "Runs", f"list the runs of {job}")
         return list(found["results"])
 
     def terminate(self, run_id: str) -> None:
         """Ask a run to end."""
-        self._expect(self.query(_TERMINATE, id=run_id)["terminateRun"], "TerminateRunSuccess", f"terminate {run_id}")
+        self._expect(
+            self.query(graphql.TERMINATE, id=run_id)["terminateRun"], "TerminateRunSuccess", f"terminate {run_id}"
+        )
 
     def start_sensor(self, name: str) -> None:
         """Turn a sensor on; harmless when it is on."""
-        self._expect(self.query(_START_SENSOR, selector=self._sensor(name))["startSensor"], "Sensor", f"start {name}")
+        self._expect(
+            self.query(graphql.START_SENSOR, selector=self._sensor(name))["startSensor"], "Sensor", f"start {name}"
+        )
 
     def stop_sensor(self, name: str) -> None:
         """Turn a sensor off; harmless when it is off."""
-        found = self.query(_SENSOR, selector=self._sensor(name))["sensorOrError"]
+        found = self.query(graphql.SENSOR, selector=self._sensor(name))["sensorOrError"]
         self._expect(found, "Sensor", f"find {name}")
-        result = self.query(_STOP_SENSOR, id=found["id"])["stopSensor"]
+        result = self.query(graphql.STOP_SENSOR, id=found["id"])["stopSensor"]
         self._expect(result, "StopSensorMutationResult", f"stop {name}")
 
     def _sensor(self, name: str) -> dict[str, str]:
@@ -290,7 +195,7 @@ class ControlRoom:
 
     def checks(self, assets: Sequence[str]) -> list[CheckVerdict]:
         """Return the last verdict of every check of the assets."""
-        nodes = self.query(_CHECKS, keys=[{"path": [asset]} for asset in assets])["assetNodes"]
+        nodes = self.query(graphql.CHECKS, keys=[{"path": [asset]} for asset in assets])["assetNodes"]
         verdicts: list[CheckVerdict] = []
         for node in nodes:
             for check in node["assetChecksOrError"].get("checks", []):
