@@ -22,10 +22,11 @@ from market_pipeline.bus.envelope import EncodedBatch, now_ms
 from market_pipeline.bus.publisher import PubAck, Publisher, PublisherCounters
 from market_pipeline.bus.session import BusSession
 from market_pipeline.bus.spool import Spool, SpoolRecord, spool_root
+from market_pipeline.bus.spool.disk import spool_folders
 from market_pipeline.bus.spool.drain import Drain
 from market_pipeline.bus.spool.folder import left_behind
 from market_pipeline.bus.spool.spool import OnGivenUp
-from market_pipeline.errors import BreakerOpen, BusUnreachable, StreamFull
+from market_pipeline.errors import BreakerOpen, BusUnreachable, SpoolError, StreamFull
 from market_pipeline.settings import Settings
 from market_pipeline.tasks import end_tasks
 
@@ -226,9 +227,10 @@ async def spooling(
 
 def _left_behind(root: Path) -> bool:
     try:
-        return any(left_behind(each) for each in root.iterdir())
-    except FileNotFoundError:
-        return False
+        return any(left_behind(each) for each in spool_folders(root))
+    except SpoolError as error:
+        log.warning("spool_not_read", root=str(root), error=str(error))
+        return True  # perhaps
 
 
 def _say_why(task: asyncio.Task[None]) -> None:

@@ -21,6 +21,7 @@ def spool_table(folders: Sequence[FolderStatus]) -> Table:
     table = Table("spool", "who has it", "records", "MB", "oldest", "set aside", box=SIMPLE_HEAD, pad_edge=False)
     for each in folders:
         who = "[yellow]nobody: a bridge drains it[/]" if each.adoptable else "in use" if each.locked else ""
+        who = "[red]it cannot be read[/]" if each.error else who
         name = f"{each.name or each.path.name} (pid {each.pid} on {each.host})" if each.pid else each.path.name
         table.add_row(
             name,

@@ -15,10 +15,11 @@ from rich.live import Live
 from rich.table import Table
 
 from market_pipeline.cli.logs import log_to_stderr
-from market_pipeline.errors import BusError
+from market_pipeline.errors import BusError, SpoolError
 
 if TYPE_CHECKING:
     from market_pipeline.bus.overview import BusStatus
+    from market_pipeline.bus.spool import FolderStatus
     from market_pipeline.local.stack import Progress, Stack
     from market_pipeline.local.state import StackState
 
@@ -112,13 +113,12 @@ def status(
     """Show every component, the services, spool and streams; exit code 1 unless all components do their work."""
     import msgspec
 
-    from market_pipeline.bus.spool import spool_root, spool_status
     from market_pipeline.cli.road import road_json, spool_table
     from market_pipeline.local.stack import Stack
 
     stack = Stack(home)
     state = stack.state()
-    spool = spool_status(spool_root(stack.settings)) if stack.home.root.exists() else []
+    spool = _read_spool(stack)
     if as_json:
         body = {"home": str(stack.home.root), "running": state is not None, "stack": state}
         body |= road_json(spool, _read_bus(stack, state)[0])
@@ -181,6 +181,17 @@ def _print_streams(stack: Stack, state: StackState) -> None:
         _console().print(streams_table(found))
         if text := unread_text(found):
             _console().print(text, style="red", highlight=False)
+
+
+def _read_spool(stack: Stack) -> list[FolderStatus]:
+    """Return what lies in the spool; where that cannot be read, say why and show the rest."""
+    from market_pipeline.bus.spool import spool_root, spool_status
+
+    try:
+        return spool_status(spool_root(stack.settings)) if stack.home.root.exists() else []
+    except SpoolError as error:
+        Console(stderr=True).print(str(error), style="yellow", soft_wrap=True)
+        return []
 
 
 def _read_bus(stack: Stack, state: StackState | None) -> tuple[BusStatus | None, str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from market_pipeline.bus.overview import StreamStatus, read_bus_status
 from market_pipeline.bus.spool import FolderStatus, spool_root, spool_status
 from market_pipeline.bus.streams import HISTORY, TICKS
-from market_pipeline.errors import BusError
+from market_pipeline.errors import BusError, SpoolError
 from market_pipeline.local.check import Check
 from market_pipeline.settings import Settings
 
@@ -59,8 +59,10 @@ def judge_stream(stream: StreamStatus, lag_s: float) -> Iterator[Check]:
 
 def examine_spool(settings: Settings) -> Iterator[Check]:
     """Yield a finding for each folder of the spool in which something lies, or one that nothing does."""
-    root = spool_root(settings)
-    found = [check for each in spool_status(root) for check in _folder(each)]
+    try:
+        found = [check for each in spool_status(spool_root(settings)) for check in _folder(each)]
+    except SpoolError as error:
+        found = [Check("spool", "wrong", str(error))]
     yield from found
     if not found:
         yield Check("spool", "good", "nothing waits on disk")
@@ -68,6 +70,8 @@ def examine_spool(settings: Settings) -> Iterator[Check]:
 
 def _folder(folder: FolderStatus) -> Iterator[Check]:
     who = f"{folder.name or folder.path.name} (pid {folder.pid})"
+    if folder.error:
+        yield Check("spool", "wrong", folder.error, "nothing of it is drained until it can be read")
     if folder.records or folder.segments:
         age = f", the oldest for {folder.oldest_age_s:,.0f} s" if folder.oldest_age_s is not None else ""
         yield Check(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import structlog
 
-from market_pipeline.bus.spool.disk import read_segment
+from market_pipeline.bus.spool.disk import read_segment, translated
 from market_pipeline.bus.spool.folder import SpoolFolder, adoptable, segments_of
 from market_pipeline.bus.spool.record import SALT_BYTES, SpoolRecord, encode_record, segment_head
 from market_pipeline.bus.spool.spool import Spool
@@ -86,7 +86,12 @@ class Drain:
                 folder.release()
 
     async def _adopt(self) -> None:
-        for folder in await asyncio.to_thread(lambda: list(adoptable(self._spool.root))):
+        try:
+            found = await asyncio.to_thread(lambda: list(adoptable(self._spool.root)))
+        except SpoolError as error:
+            self._say(error)  # what others left is looked for again later; the own records may be readable
+            return
+        for folder in found:
             log.info("spool_folder_adopted", folder=str(folder.path))
             self.counters.adopted += 1
             self._adopted.append(folder)
@@ -144,8 +149,8 @@ class Drain:
             self.counters.drained += len(wave) - len(failures)
             if failures:
                 raise failures[0]
-        del self._left[segment]
         await asyncio.to_thread(folder.remove, segment)
+        del self._left[segment]  # only now: what could not be removed is not to be published again
 
     async def _publish(self, folder: SpoolFolder, segment: Path, record: SpoolRecord) -> None:
         try:
@@ -165,7 +170,8 @@ class Drain:
         if found.torn_at is not None:
             log.warning("spool_torn_record_cut", segment=str(segment), at=found.torn_at, records=len(found.records))
         if found.damaged:
-            data = segment.read_bytes()
+            with translated(segment):
+                data = segment.read_bytes()
             for region in found.damaged:
                 aside = folder.set_aside(f"{segment.stem}.{region.start}.damaged", data[region.start : region.end])
                 log.error(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
 import shutil
 import socket
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from market_pipeline.bus.spool.disk import fsync_folder, spool_error
+from market_pipeline.bus.spool.disk import fsync_folder, listed, new_name, spool_error, spool_folders, translated
 from market_pipeline.errors import SpoolError
 from market_pipeline.file_locks import is_held
 from market_pipeline.settings import Settings
@@ -65,7 +64,7 @@ class SpoolFolder:
         try:
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
             while True:
-                path = root / f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+                path = root / new_name()
                 path.mkdir(mode=0o700)
                 # Whoever looks for folders to adopt may have been quicker: then it removes this one, which is empty.
                 fd = _lock(path)
@@ -148,13 +147,13 @@ class SpoolFolder:
         if self._fd < 0:
             return
         try:
-            if not self.segments() and not any(_listed(self.path / BAD)):
+            if not self.segments() and not listed(self.path / BAD):
                 # The lock goes last and by itself: who waits for it sees that it is no longer this folder's.
                 for state in (*STATES, BAD):
                     with suppress(FileNotFoundError):
                         (self.path / state).rmdir()
                 shutil.rmtree(self.path)
-        except OSError as error:
+        except (OSError, SpoolError) as error:
             log.warning("spool_folder_not_removed", folder=str(self.path), error=str(error))
         finally:
             os.close(self._fd)
@@ -162,32 +161,43 @@ class SpoolFolder:
 
 
 def adoptable(root: Path) -> Iterator[SpoolFolder]:
-    """Adopt, one after another, the folders whose lock is free; what holds nothing is removed on the way."""
-    for path in sorted(_listed(root)):
-        if not path.is_dir() or (not segments_of(path) and any(_listed(path / BAD))):
-            continue
+    """Adopt, one after another, the folders whose lock is free; what holds nothing is removed on the way.
+
+    Raises:
+        SpoolError: the root cannot be read; a folder that cannot is passed over.
+    """
+    for path in spool_folders(root):
         try:
+            if not segments_of(path) and listed(path / BAD):
+                continue
             folder = SpoolFolder.adopt(path)
         except SpoolError as error:
             log.warning("spool_folder_not_adopted", folder=str(path), error=str(error))
             continue
-        if folder is None:
-            continue
-        if not folder.segments():
+        if folder is not None and not segments_of(path):
             folder.release()
-            continue
-        yield folder
+        elif folder is not None:
+            yield folder
 
 
 def segments_of(path: Path) -> list[Path]:
-    """Return the segments of any folder, oldest first; reads names only."""
-    found = [each for state in STATES for each in _listed(path / state) if each.suffix == SUFFIX]
+    """Return the segments of any folder, oldest first; reads names only.
+
+    Raises:
+        SpoolError: it cannot be read.
+    """
+    found = [each for state in STATES for each in listed(path / state) if each.suffix == SUFFIX]
     return sorted(found, key=lambda each: each.name)
 
 
 def left_behind(path: Path) -> bool:
-    """Say whether a folder holds segments whose owner is gone, be they still to be adopted or just being drained."""
-    return bool(segments_of(path)) and ((path / ADOPTED).exists() or not is_held(path / LOCK))
+    """Say whether a folder holds segments whose owner is gone, be they still to be adopted or just being drained.
+
+    Raises:
+        SpoolError: it cannot be read.
+    """
+    with translated(path):
+        return bool(segments_of(path)) and ((path / ADOPTED).exists() or not is_held(path / LOCK))
 
 
 def _lock(path: Path) -> int | None:
@@ -211,10 +221,3 @@ def _lock(path: Path) -> int | None:
         break
     os.close(fd)
     return None
-
-
-def _listed(path: Path) -> list[Path]:
-    try:
-        return list(path.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []

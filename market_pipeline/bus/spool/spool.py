@@ -134,7 +134,7 @@ class Spool:
             records = [record for record, _ in group]
             try:
                 await self._write(records)
-            except SpoolError as error:
+            except Exception as error:  # whatever it is: somebody waits for each of them
                 self._refuse(records, error)
                 for _, future in group:
                     if not future.done():
@@ -173,11 +173,12 @@ class Spool:
                 self._forget(lost)
                 log.error("spool_gave_up_oldest", folder=str(self.root), records=len(lost))
 
-    def _refuse(self, records: Sequence[SpoolRecord], error: SpoolError) -> None:
+    def _refuse(self, records: Sequence[SpoolRecord], error: Exception) -> None:
         self.counters.refused += len(records)
         self._forget(records)
         if not self._full:  # once, not with each attempt
-            log.error("spool_refuses", error=str(error))
+            known = isinstance(error, SpoolError)
+            log.error("spool_refuses", error=str(error), exc_info=None if known else error)
         self._full = True
 
     def _forget(self, records: Sequence[SpoolRecord]) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import msgspec
 
-from market_pipeline.bus.spool.disk import used_bytes
+from market_pipeline.bus.spool.disk import listed, spool_error, spool_folders, used_bytes
 from market_pipeline.bus.spool.folder import ADOPTED, BAD, LOCK, OWNER, Owner, segments_of
 from market_pipeline.bus.spool.record import RECORD_HEAD, SEGMENT_HEAD, read_head, read_segment_head
+from market_pipeline.errors import SpoolError
 from market_pipeline.file_locks import is_held
 
 
@@ -22,7 +23,8 @@ class FolderStatus:
     name, pid, host: who made it; empty and 0 where that cannot be read. locked: a process owns or drains it now.
     adopted: somebody else than its maker has, or had it. adoptable: it holds records and nobody has it: the next
     publisher or bridge drains it. records: that wait, as far as they follow each other undamaged. oldest_age_s: of the
-    oldest; None without records. bad: pieces set aside.
+    oldest; None without records. bad: pieces set aside. error: why nothing else is known of it; empty where
+    it can be read.
     """
 
     path: Path
@@ -37,15 +39,16 @@ class FolderStatus:
     records: int
     oldest_age_s: float | None
     bad: int
+    error: str = ""
 
 
 def spool_status(root: Path) -> list[FolderStatus]:
-    """Return what each folder of the spool holds, by path; empty where there is no spool."""
-    try:
-        folders = sorted(each for each in root.iterdir() if each.is_dir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return [_status(each) for each in folders]
+    """Return what each folder of the spool holds, by path; empty where there is no spool.
+
+    Raises:
+        SpoolError: the spool cannot be read at all.
+    """
+    return [_status(each) for each in spool_folders(root)]
 
 
 def _status(path: Path) -> FolderStatus:
@@ -53,16 +56,20 @@ def _status(path: Path) -> FolderStatus:
         owner = msgspec.json.decode((path / OWNER).read_bytes(), type=Owner)
     except (OSError, msgspec.MsgspecError):
         owner = Owner(0, "", "", 0.0)
+    try:
+        return _read(path, owner)
+    except (OSError, SpoolError) as error:
+        why = str(spool_error(error, path) if isinstance(error, OSError) else error)
+        return FolderStatus(path, owner.name, owner.pid, owner.host, False, False, False, 0, 0, 0, None, 0, why)
+
+
+def _read(path: Path, owner: Owner) -> FolderStatus:
     segments = segments_of(path)
     records, oldest_ms = 0, None
     for segment in segments:
         count, first_ms = _count(segment)
         records += count
         oldest_ms = first_ms if oldest_ms is None else oldest_ms
-    try:
-        bad = sum(1 for _ in (path / BAD).iterdir())
-    except FileNotFoundError:
-        bad = 0
     locked = is_held(path / LOCK)
     return FolderStatus(
         path=path,
@@ -76,7 +83,7 @@ def _status(path: Path) -> FolderStatus:
         segments=len(segments),
         records=records,
         oldest_age_s=None if oldest_ms is None else max(0.0, time.time() - oldest_ms / 1000),
-        bad=bad,
+        bad=len(listed(path / BAD)),
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import structlog
 
-from market_pipeline.bus.spool.disk import fsync_folder, require_room, spool_error, write_all
+from market_pipeline.bus.spool.disk import fsync_folder, require_room, spool_error, translated, write_all
 from market_pipeline.bus.spool.folder import DRAINING, GIVING_UP, LOST, READY, SUFFIX, SpoolFolder
 from market_pipeline.bus.spool.record import SALT_BYTES, SEGMENT_HEAD, SpoolRecord, encode_record, segment_head
 from market_pipeline.settings import SpoolSettings
@@ -48,10 +48,8 @@ class SegmentWriter:
             SpoolError: the disk fails.
         """
         with self._lock:
-            try:
+            with translated(self._root):
                 self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            except OSError as error:
-                raise spool_error(error, self._root) from error
             salt = self._salt if self._fd >= 0 else secrets.token_bytes(SALT_BYTES)
             data = b"".join(encode_record(record, salt) for record in records)
             require_room(self._root, len(data) + SEGMENT_HEAD, self._settings.max_bytes, self._settings.min_free_bytes)
@@ -138,7 +136,8 @@ class SegmentWriter:
         assert path is not None
         assert self._folder is not None
         self._path, self._fd, self._good = None, -1, 0
-        os.close(fd)
+        with translated(self._folder.path):
+            os.close(fd)
         if good > SEGMENT_HEAD:
             self._folder.move(path, READY)
         else:
