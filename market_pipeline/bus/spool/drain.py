@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -55,13 +56,14 @@ class Drain:
         self._spool, self._send = spool, send
         self._connected, self._came_back = connected, came_back
         self._left: dict[Path, deque[SpoolRecord]] = {}
-        self._adopted: list[SpoolFolder] = []
+        self._adopted = _Adopted()
         self._said = False
         self.counters = DrainCounters()
 
     async def run(self) -> None:
         """Drain until cancelled; folders that were adopted are then given up again."""
         away, adopt_at = True, 0.0
+        self._adopted = _Adopted()
         loop = asyncio.get_running_loop()
         try:
             while True:
@@ -82,33 +84,27 @@ class Drain:
                     async with asyncio.timeout(max(0.0, adopt_at - loop.time())):
                         await self._spool.arrived.wait()
         finally:
-            for folder in self._adopted:
-                folder.release()
+            self._adopted.end()
 
     async def _adopt(self) -> None:
         try:
-            found = await asyncio.to_thread(lambda: list(adoptable(self._spool.root)))
+            self.counters.adopted += await asyncio.to_thread(self._adopted.look, self._spool.root)
         except SpoolError as error:
             self._say(error)  # what others left is looked for again later; the own records may be readable
-            return
-        for folder in found:
-            log.info("spool_folder_adopted", folder=str(folder.path))
-            self.counters.adopted += 1
-            self._adopted.append(folder)
 
     async def _pass(self) -> bool:
         """Drain everything once; False when something is left. Others' records come first: they are older."""
         whole = True
         try:
-            for folder in list(self._adopted):
+            for folder in self._adopted.folders:
                 try:
                     for segment in await asyncio.to_thread(segments_of, folder.path):
                         await self._drain(folder, segment, own=False)
                 except (StreamFull, SpoolError) as error:
                     whole = self._say(error)  # its stream is full, or its file unreadable: another's may not be
                     continue
-                self._adopted.remove(folder)
                 await asyncio.to_thread(folder.release)
+                self._adopted.forget(folder)
                 log.info("spool_folder_drained", folder=str(folder.path))
             while True:
                 self._spool.arrived.clear()
@@ -184,6 +180,48 @@ class Drain:
                 )
             self._spool.counters.damaged += len(found.damaged)
         return found.records
+
+
+class _Adopted:
+    """The folders of others whose locks a drain holds.
+
+    A thread that looks for them goes on when the drain that waits for it is ended: what it finds then nobody would
+    drain, and nobody else could.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._folders: list[SpoolFolder] = []
+        self._ended = False
+
+    @property
+    def folders(self) -> list[SpoolFolder]:
+        with self._lock:
+            return list(self._folders)
+
+    def look(self, root: Path) -> int:
+        """Adopt what is free; return how many folders that were."""
+        found = 0
+        for folder in adoptable(root):
+            with self._lock:
+                if self._ended:
+                    folder.release()
+                    break
+                self._folders.append(folder)
+            found += 1
+            log.info("spool_folder_adopted", folder=str(folder.path))
+        return found
+
+    def forget(self, folder: SpoolFolder) -> None:
+        with self._lock:
+            self._folders.remove(folder)
+
+    def end(self) -> None:
+        """Give all of them up, and whatever is found from now on."""
+        with self._lock:
+            self._ended = True
+            while self._folders:
+                self._folders.pop().release()
 
 
 def _next_wave(left: deque[SpoolRecord]) -> list[SpoolRecord]:

@@ -89,13 +89,15 @@ class SpoolFolder:
         Raises:
             SpoolError: it cannot be opened.
         """
-        try:
+        with translated(path):
             fd = _lock(path)
             if fd is None:
                 return None
-            (path / ADOPTED).touch()
-        except OSError as error:
-            raise spool_error(error, path) from error
+            try:
+                (path / ADOPTED).touch()
+            except OSError:
+                os.close(fd)
+                raise
         return cls(path, fd)
 
     def segments(self) -> list[Path]:
@@ -144,7 +146,8 @@ class SpoolFolder:
 
     def release(self) -> None:
         """Give the lock up; a folder that holds nothing, not even something bad, is removed first."""
-        if self._fd < 0:
+        fd, self._fd = self._fd, -1  # at once: a drain that is ended may release what a thread of it is releasing
+        if fd < 0:
             return
         try:
             if not self.segments() and not listed(self.path / BAD):
@@ -156,8 +159,7 @@ class SpoolFolder:
         except (OSError, SpoolError) as error:
             log.warning("spool_folder_not_removed", folder=str(self.path), error=str(error))
         finally:
-            os.close(self._fd)
-            self._fd = -1
+            os.close(fd)
 
 
 def adoptable(root: Path) -> Iterator[SpoolFolder]:
@@ -216,6 +218,9 @@ def _lock(path: Path) -> int | None:
             continue
         except FileNotFoundError:
             break
+        except OSError:
+            os.close(fd)
+            raise
         if (held.st_dev, held.st_ino) == (named.st_dev, named.st_ino):
             return fd
         break

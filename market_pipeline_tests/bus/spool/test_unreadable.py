@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from market_pipeline.bus.spool import Spool, SpoolRecord, spool_status
+from market_pipeline.bus.spool import Spool, SpoolFolder, SpoolRecord, spool_status
 from market_pipeline.bus.spool.folder import adoptable, left_behind, segments_of
 from market_pipeline.errors import SpoolError, SpoolFull
+from market_pipeline.file_locks import is_held
 from market_pipeline.settings import SpoolSettings
 from market_pipeline_tests.bus.spool.records import record
-from market_pipeline_tests.bus.spool.test_spool import QUICK, held
+from market_pipeline_tests.bus.spool.test_spool import QUICK, held, the_folder
 
 NOBODY = 65534
 WAIT_S = 10.0
@@ -164,3 +165,20 @@ async def test_the_draining_of_a_spool_that_cannot_be_read_says_so(
         assert not isinstance(failed.value, SpoolFull)
     assert segment.exists()
     await spool.close()
+
+
+async def test_a_folder_that_cannot_be_taken_over_is_not_locked_by_the_attempt(tmp_path: Path) -> None:
+    dead = Spool(tmp_path, "dead", QUICK)
+    await append(dead, 1)
+    path = the_folder(tmp_path)
+    await dead.close()
+    (path / "adopted").symlink_to(tmp_path / "nowhere" / "file")  # no file can be made there
+    for _ in range(2):
+        with pytest.raises(SpoolError):
+            SpoolFolder.adopt(path)
+        assert list(adoptable(tmp_path)) == []
+        assert not is_held(path / "lock")
+    (path / "adopted").unlink()
+    (adopted,) = adoptable(tmp_path)
+    assert held(path) == [1]
+    adopted.release()
