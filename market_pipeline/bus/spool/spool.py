@@ -161,17 +161,25 @@ class Spool:
                 if oldest is None:
                     raise  # others fill it
                 _, segment = oldest
-                lost = (await asyncio.to_thread(read_segment, segment)).records
-                told = self._on_given_up(lost)
-                self._pending.update(record.subject for record in told)
                 try:
-                    await asyncio.to_thread(self.writer.replace, segment, told)
-                except SpoolError:
-                    self._forget(told)
+                    await self._give_up(segment, self._on_given_up)
+                except Exception:
+                    await asyncio.to_thread(self.writer.put_back, segment)
+                    self.arrived.set()
                     raise
-                self.counters.given_up += len(lost)
-                self._forget(lost)
-                log.error("spool_gave_up_oldest", folder=str(self.root), records=len(lost))
+
+    async def _give_up(self, segment: Path, on_given_up: OnGivenUp) -> None:
+        lost = (await asyncio.to_thread(read_segment, segment)).records
+        told = on_given_up(lost)
+        self._pending.update(record.subject for record in told)
+        try:
+            await asyncio.to_thread(self.writer.replace, segment, told)
+        except SpoolError:
+            self._forget(told)
+            raise
+        self.counters.given_up += len(lost)
+        self._forget(lost)
+        log.error("spool_gave_up_oldest", folder=str(self.root), records=len(lost))
 
     def _refuse(self, records: Sequence[SpoolRecord], error: Exception) -> None:
         self.counters.refused += len(records)

@@ -14,6 +14,7 @@ import structlog
 from market_pipeline.bus.spool.disk import fsync_folder, require_room, spool_error, translated, write_all
 from market_pipeline.bus.spool.folder import DRAINING, GIVING_UP, LOST, READY, SUFFIX, SpoolFolder
 from market_pipeline.bus.spool.record import SALT_BYTES, SEGMENT_HEAD, SpoolRecord, encode_record, segment_head
+from market_pipeline.errors import SpoolError
 from market_pipeline.settings import SpoolSettings
 
 log = structlog.get_logger(__name__)
@@ -80,19 +81,34 @@ class SegmentWriter:
                 return
             salt = secrets.token_bytes(SALT_BYTES)
             data = segment_head(salt) + b"".join(encode_record(record, salt) for record in records)
+            told = segment.with_name(f"{segment.stem}{LOST}{SUFFIX}")
             try:
                 if records:
-                    told = segment.with_name(f"{segment.stem}{LOST}{SUFFIX}")
-                    fd = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-                    try:
-                        write_all(fd, data)
-                        os.fsync(fd)
-                    finally:
-                        os.close(fd)
+                    with translated(self._root):
+                        fd = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+                        try:
+                            write_all(fd, data)
+                            os.fsync(fd)
+                        finally:
+                            os.close(fd)
                     self._folder.move(told, READY)
-            except OSError as error:
-                raise spool_error(error, self._root) from error
+            except SpoolError:
+                with suppress(OSError):
+                    told.unlink(missing_ok=True)  # a part of it says nothing
+                raise
             self._folder.remove(segment)
+
+    def put_back(self, segment: Path) -> None:
+        """Let a segment be drained that was to be given up, and could not be."""
+        with self._lock:
+            if self._folder is None:
+                return
+            try:
+                with translated(segment):
+                    if segment.exists():
+                        self._folder.move(segment, READY)
+            except SpoolError as error:  # the reason why it was not given up is what the caller hears
+                log.warning("spool_segment_not_put_back", segment=str(segment), error=str(error))
 
     def close(self) -> None:
         """End the segment and give the folder up: to whoever adopts it, if anything is in it."""

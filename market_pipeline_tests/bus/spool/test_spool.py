@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -182,17 +182,6 @@ async def test_the_disk_keeps_what_is_left_to_others(tmp_path: Path) -> None:
     await spool.close()
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting needs root")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
-
-
 async def test_a_disk_that_is_really_full_leaves_no_torn_state(
     small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,40 +242,6 @@ async def test_a_write_that_fails_costs_only_what_was_never_acknowledged(
     assert held(the_folder(tmp_path)) == [0, 1, 2, 4]
     assert spool.waiting == 4
     await spool.close()
-
-
-async def test_the_oldest_goes_where_the_newest_counts_more_and_its_loss_is_told_in_its_place(tmp_path: Path) -> None:
-    lost: list[int] = []
-
-    def on_given_up(records: Sequence[SpoolRecord]) -> list[SpoolRecord]:
-        numbers = [int(each.headers["N"]) for each in records]
-        assert set(numbers) <= set(held(the_folder(tmp_path))), "not gone yet"
-        lost.extend(numbers)
-        return [record(-1 - len(lost), size=10)]
-
-    settings = SpoolSettings(max_bytes=MB, segment_bytes=64 * 1024, min_free_bytes=0, full="oldest")
-    spool = Spool(tmp_path, "ticks", settings, on_given_up)
-    for number in range(300):
-        await spool.append(record(number, size=10_000))
-    kept = held(the_folder(tmp_path))
-    told = [number for number in kept if number < 0]
-    assert lost
-    assert lost + kept[len(told) :] == list(range(300)), "what is told comes before what is left"
-    assert told[-1] == -1 - len(lost)
-    assert (spool.counters.given_up, spool.waiting) == (len(lost), len(kept))
-    assert sum(each.stat().st_size for each in tmp_path.rglob("*") if each.is_file()) <= MB
-    # Without anybody to tell, nothing is given up.
-    other = Spool(tmp_path, "history", settings)
-    await until_full(other, 10_000)
-    assert held(the_folder_of(tmp_path, spool)) == kept
-    await other.close()
-    await spool.close()
-
-
-def the_folder_of(root: Path, spool: Spool) -> Path:
-    assert spool.writer.folder is not None
-    assert spool.writer.folder.parent == root
-    return spool.writer.folder
 
 
 async def test_waiting_records_share_an_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
