@@ -122,13 +122,18 @@ class Replay:
                     self.vendor.remove(each.ticker, *hole)
         self.vendor.set_now(self.start)
 
-    def run(self, live: LiveThread) -> None:
-        """Replay everything; return when the collector has published the last quote and time has gone on past it."""
+    def run(self, live: LiveThread, after_step: Callable[[int], None] | None = None) -> None:
+        """Replay everything; return when the collector has published the last quote and time has gone on past it.
+
+        after_step: told after each step how many quotes the collector has published, or spooled.
+        """
         for until, count in self._steps():
             self.vendor.advance(until, subscriptions=len(self.recordings))
             self.vendor.wait_advanced(WAIT_S)
             wait_for(lambda count=count: fact(live, "collector", "ticks") == count, live, f"{count} ticks published")
             self.clock.now = until
+            if after_step is not None:
+                after_step(count)
 
     def _steps(self) -> list[tuple[datetime, int]]:
         """Return the end of each step, whole minutes, and how many quotes have been sent by then."""
