@@ -229,7 +229,7 @@ def _left_behind(root: Path) -> bool:
     try:
         return any(left_behind(each) for each in spool_folders(root))
     except SpoolError as error:
-        log.warning("spool_not_read", root=str(root), error=str(error))
+        log.debug("spool_not_read", root=str(root), error=str(error))
         return True  # perhaps
 
 

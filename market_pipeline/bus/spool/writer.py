@@ -115,9 +115,11 @@ class SegmentWriter:
         with self._lock:
             if self._folder is None:
                 return
-            self._seal()
-            self._folder.release()
-            self._folder = None
+            try:
+                self._seal()
+            finally:
+                self._folder.release()
+                self._folder = None
 
     def _take(self, state: str) -> tuple[SpoolFolder, Path] | None:
         other = {DRAINING, GIVING_UP} - {state}

@@ -182,3 +182,17 @@ async def test_a_folder_that_cannot_be_taken_over_is_not_locked_by_the_attempt(t
     (adopted,) = adoptable(tmp_path)
     assert held(path) == [1]
     adopted.release()
+
+
+async def test_a_folder_whose_last_segment_cannot_be_ended_is_given_up_all_the_same(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, "load", QUICK)
+    await append(spool, 1)
+    path = the_folder(tmp_path)
+    (path / "ready").rmdir()
+    (path / "ready").touch()
+    with pytest.raises(SpoolError):
+        await spool.close()
+    assert not is_held(path / "lock")
+    (adopted,) = adoptable(tmp_path)
+    assert held(path) == [1], "it can be read where it is"
+    adopted.release()
