@@ -208,6 +208,8 @@ def _shown(value: object) -> str:
     if isinstance(value, datetime):
         if not (value.second or value.microsecond):
             return value.strftime("%Y-%m-%d %H:%M")
+        if not value.microsecond:
+            return value.strftime("%Y-%m-%d %H:%M:%S")
         return value.strftime("%Y-%m-%d %H:%M:%S.%f")[:23]
     if isinstance(value, float):
         return f"{value:.10g}"

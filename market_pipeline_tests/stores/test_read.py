@@ -97,7 +97,7 @@ def test_bars_of_a_second(settings: Settings, client: Client, run: Run) -> None:
     newest = read.newest("ETH/USD", "1s", 3, settings=settings)
     assert newest["ts"].to_list() == [begun + timedelta(seconds=place) for place in (47, 48, 49)]
     assert read.newest("ETH/USD", "1s", 60, settings=settings).height == 51, "across a long pause"
-    assert f"{begun:%Y-%m-%d %H:%M}:49" in run("bars", "ETH/USD", "1s").output
+    assert f"{begun:%Y-%m-%d %H:%M}:49 " in run("bars", "ETH/USD", "1s").output
 
 
 def second(ts: datetime) -> pl.DataFrame:
