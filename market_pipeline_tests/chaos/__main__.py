@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from market_pipeline.history import load_minutes
-from market_pipeline_tests.chaos.faults import FAULTS
+from market_pipeline_tests.chaos.faults import FAULTS, HARMLESS, until_live
 from market_pipeline_tests.chaos.oracle import Verdict, wait_until_whole
 from market_pipeline_tests.chaos.world import SYMBOLS, ChaosWorld
 from market_pipeline_tests.waiting import until
@@ -37,6 +37,9 @@ def chaos(
         )
         world.refuse_poison()
         world.go_live()
+        until_live(world)
+        world.live_since = world.clock.now()
+        world.losing.append((world.live_since, world.live_since))
         until(lambda: live_minutes(world) > 0, "no live minute came", 90)
         ends = time.monotonic() + seconds
         order: list[str] = []
@@ -47,12 +50,15 @@ def chaos(
             if not order:  # each kind comes before one comes again
                 order = rng.sample(names, len(names))
             name = order.pop()
-            print(f"  {world.clock.now():%H:%M:%S} {name}", flush=True)
+            began = world.clock.now()
+            print(f"  {began:%H:%M:%S} {name}", flush=True)
             try:
                 FAULTS[name](world, rng)
             except BaseException:
                 print((folder / "live.log").read_text(errors="replace")[-20_000:])
                 raise
+            if name not in HARMLESS:
+                world.losing.append((began, world.clock.now()))
             tried[name] = tried.get(name, 0) + 1
             world.keep_live()
         end = world.clock.now().replace(second=0, microsecond=0)

@@ -39,6 +39,7 @@ def test_every_fault_is_tried() -> None:
 def test_after_faults_and_repair_nothing_is_lost_and_nothing_comes_twice(group: str, tmp_path: Path) -> None:
     names = GROUPS[group]
     verdict, tried = chaos(tmp_path, 7, 40, names, calm_s=(0.5, 3.0))
+    print(tried, verdict.numbers)
     assert verdict.wrong == [], f"after {tried}"
     assert sum(tried.values()) >= len(names) - 1
     assert all(count > 0 for name, count in verdict.numbers.items() if name.endswith("minutes"))

@@ -74,6 +74,10 @@ class ChaosWorld:
     live: list[LiveProcess] = field(default_factory=list)
     poison: dict[str, str] = field(default_factory=dict)
     """The reason for which each poison message has to be found among the dead letters, by its correlation id."""
+    losing: list[tuple[datetime, datetime]] = field(default_factory=list)
+    """When something was under way that can lose ticks (vendor's time)."""
+    live_since: datetime = field(init=False)
+    """From when on every tick is sent to a collector, or lost (vendor's time)."""
 
     def __enter__(self) -> ChaosWorld:
         self.home = self.folder / "home"
@@ -153,6 +157,7 @@ class ChaosWorld:
                 print("  a live process ended by itself:", *said, sep="\n    ", flush=True)
             self.live.remove(each)
             self.start_live(each.names)
+            self.losing.append((self.clock.now(), self.clock.now()))
 
     # servers
 
