@@ -13,7 +13,7 @@ import pytest
 from pydantic import SecretStr
 
 from market_pipeline.bus.losses import LossInterval
-from market_pipeline.errors import StoreUnreachable, VendorAuthError
+from market_pipeline.errors import RangeNotLoaded, StoreUnreachable, VendorAuthError
 from market_pipeline.history import repair_gaps
 from market_pipeline.history.derive import derive_symbol
 from market_pipeline.live.repair import service
@@ -260,6 +260,24 @@ def test_a_question_whose_answer_is_of_no_use_is_put_again_when_the_next_is_due(
         assert repair.fact("requests") == 1
         live.turn(at("11:06:00"))
         repair.until(lambda: world.bars(KEY, "1m").filter(ts=at("10:01:00")).height == 1)
+
+
+def test_what_lands_after_a_look_has_failed_is_derived_by_a_later_one(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hole = (at("10:00:00"), at("10:03:00"))
+    live = live_world(world, tmp_path, at("11:30:05"))
+    live.stream(at("00:00:00"), at("11:00:00"), without=[hole])
+
+    async def spool(rt: Any, instrument: Any, ranges: list[Any], *args: Any, **more: Any) -> None:
+        raise RangeNotLoaded("spooled", [(KEY, *ranges[0])])
+
+    monkeypatch.setattr(service, "load_symbol", spool)  # as when NATS goes away between the question and the answer
+    with live.repairing() as repair:
+        repair.until(lambda: "spooled" in " ".join(repair.service.health().problems))
+        repair.until(lambda: world.bars(KEY, "1h").filter(ts=hole[0])["complete"].to_list() == [False])
+        live.stream(*hole)  # now it lands
+        repair.until(lambda: world.bars(KEY, "1h").filter(ts=hole[0])["complete"].to_list() == [True])
 
 
 def test_the_seam_is_asked_for_a_settle_at_a_time(world: World, tmp_path: Path) -> None:

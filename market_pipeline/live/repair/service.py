@@ -95,6 +95,7 @@ class RepairService:
         self._asked: dict[str, datetime] = {}
         self._refused: set[str] = set()
         self._underived: dict[str, list[Interval]] = {}
+        self._landing: dict[str, list[Interval]] = {}
         self._counts = _Counts()
         self._open = pl.DataFrame()
         self._looked_at: datetime | None = None
@@ -208,6 +209,7 @@ class RepairService:
         stored = await self._losses.in_tick_store(spans)
 
         todo: list[tuple[Instrument, list[Interval]]] = []
+        lacking: dict[str, list[Interval]] = {}
         apart, vendor = asks_apart(self._settings, len(self._instruments)), self._breakers.of(BREAKER)
         for each in self._instruments:
             own = [loss for loss in recorded if loss.symbol == each.key]
@@ -216,7 +218,7 @@ class RepairService:
                 self._underived.setdefault(each.key, [(spans[each.key][0], due)])
             await self._demote(rt, each, own)
             lost = lost_minutes(own, stored.get(each.key, []))
-            wanted = await asyncio.to_thread(search, rt, each, spans[each.key], lost, now)
+            lacking[each.key] = wanted = await asyncio.to_thread(search, rt, each, spans[each.key], lost, now)
             # A thin market lacks a minute every few minutes: they are asked for together.
             asked = self._asked.get(each.key)
             waits = vendor.state == "open" or each.key in self._refused or (asked is not None and now - asked < apart)
@@ -228,7 +230,7 @@ class RepairService:
 
         todo.sort(key=lambda one: one[1][0] if one[1] else (now, now))
         slots = asyncio.Semaphore(self._settings.history.symbols_at_once)
-        work = [self._mend(rt, each, wanted, slots) for each, wanted in todo]
+        work = [self._mend(rt, each, wanted, lacking[each.key], slots) for each, wanted in todo]
         failures = [error for error in await asyncio.gather(*work, return_exceptions=True) if error is not None]
         still_open = await self._note(rt, spans, due)
         gone = settled(recorded, still_open, due)
@@ -269,9 +271,16 @@ class RepairService:
         return table
 
     async def _mend(
-        self, rt: Runtime, instrument: Instrument, wanted: list[Interval], slots: asyncio.Semaphore
+        self,
+        rt: Runtime,
+        instrument: Instrument,
+        wanted: list[Interval],
+        lacking: list[Interval],
+        slots: asyncio.Semaphore,
     ) -> None:
         """Ask for the minutes of one symbol and derive what they touch, and what an earlier look left to derive.
+
+        What may still land, from the spool, is derived again at each look until it is no longer `lacking`.
 
         Raises:
             RangeNotLoaded, BusError, StoreError, HistoryError: to be tried again.
@@ -296,12 +305,17 @@ class RepairService:
                         self._refused.add(key)
                         self._failing[key] += "; it is not asked again before a restart"
                         log.warning("live_repair_refused", symbol=instrument.symbol, error=str(error))
-            if windows := self._underived.get(key):
+            landing = self._landing.pop(key, [])
+            if windows := merged([*self._underived.get(key, []), *landing]):
                 report = DeriveReport()
                 await derive_symbol(rt, instrument, windows, DERIVED, report, Meter("deriving", 0, None))
                 self._counts.windows_written += sum(counts.written for counts in report.timeframes.values())
                 self._underived[key] = []
+            self._landing[key] = [
+                (start, end) for start, end in landing if any(start < to and end > since for since, to in lacking)
+            ]
             if isinstance(failure, RangeNotLoaded):
+                self._landing[key] = merged([*self._landing[key], *wanted])
                 raise failure
 
     async def _ask(self, rt: Runtime, instrument: Instrument, wanted: list[Interval]) -> bool:
