@@ -24,9 +24,9 @@ class SteadyClock:
         """Set the clock."""
         self.set(now_ms)
 
-    def set(self, now_ms: int) -> None:
-        """Set the clock anew."""
-        self._set_ms, self._set_at = now_ms, passed_s()
+    def set(self, now_ms: int, at: float | None = None) -> None:
+        """Set the clock anew; `at`: the `passed_s` at which it was `now_ms`, if not now."""
+        self._set_ms, self._set_at = now_ms, passed_s() if at is None else at
 
     def __call__(self) -> int:
         """Return the epoch milliseconds of now."""

@@ -16,7 +16,7 @@ from market_pipeline.bus.losses import LossInterval
 from market_pipeline.errors import RangeNotLoaded, StoreUnreachable, VendorAuthError
 from market_pipeline.history import repair_gaps
 from market_pipeline.history.derive import derive_symbol
-from market_pipeline.live.repair import service
+from market_pipeline.live.repair import mending
 from market_pipeline.market.timeframes import DERIVED, timeframe
 from market_pipeline.settings import BreakerSettings
 from market_pipeline_tests.integration.repairing import KEY, MINUTE, TICKER, Live, live_world
@@ -189,7 +189,7 @@ def test_what_is_away_is_waited_for_and_named_and_nothing_is_left_to_derive(
             raise StoreUnreachable("away just now")
         await derive_symbol(*args)
 
-    monkeypatch.setattr(service, "derive_symbol", derive)  # between a load and its derivation
+    monkeypatch.setattr(mending, "derive_symbol", derive)  # between a load and its derivation
     live = live_world(world, tmp_path, at("11:00:05"))
     live.turn(at("11:00:05") + timedelta(seconds=5))
     live.stream(at("08:00:00"), at("11:00:00"), without=[(at("10:10:00"), at("10:12:00"))])
@@ -272,7 +272,7 @@ def test_what_lands_after_a_look_has_failed_is_derived_by_a_later_one(
     async def spool(rt: Any, instrument: Any, ranges: list[Any], *args: Any, **more: Any) -> None:
         raise RangeNotLoaded("spooled", [(KEY, *ranges[0])])
 
-    monkeypatch.setattr(service, "load_symbol", spool)  # as when NATS goes away between the question and the answer
+    monkeypatch.setattr(mending, "load_symbol", spool)  # as when NATS goes away between the question and the answer
     with live.repairing() as repair:
         repair.until(lambda: "spooled" in " ".join(repair.service.health().problems))
         repair.until(lambda: world.bars(KEY, "1h").filter(ts=hole[0])["complete"].to_list() == [False])
@@ -334,13 +334,13 @@ def test_the_next_question_is_due_by_when_the_last_was_asked(
     live.stream(at("08:50:00"), at("11:11:00"), without=[(at("10:00:30"), at("10:03:00"))])
     live.lose(LossInterval(KEY, at("10:00:30"), at("10:03:00"), "disconnect"))
     world.vendor.remove(TICKER, at("10:00:00"), at("10:03:00"))
-    ask = service.load_symbol
+    ask = mending.load_symbol
 
     async def slowly(*args: Any, **options: Any) -> None:
         await ask(*args, **options)
         live.turn(at("11:11:00"))
 
-    monkeypatch.setattr(service, "load_symbol", slowly)
+    monkeypatch.setattr(mending, "load_symbol", slowly)
     with live.repairing() as repair:
         confirmed = [(at("10:00:00"), at("10:03:00"), "vendor_missing", "confirmed", 2)]
         repair.until(lambda: live.gaps() == confirmed)

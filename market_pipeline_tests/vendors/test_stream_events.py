@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def test_what_is_unknown_is_counted_and_the_rest_of_the_frame_is_read() -> None:
         {"b": "x"},
         {"t": None},
         {"t": 1_700_000_000},
-        {"t": NOW + 86_400_001},
+        {"t": round(time.time() * 1000) + 2 * 86_400_000},
         {"t": 10**14 - 1},
         {"x": "4\0"},
         {"t": 1_700_000_000_000_000_000},
@@ -97,6 +98,12 @@ def test_an_event_that_is_no_tick_is_counted_alone(change: dict[str, Any]) -> No
     counters = EventCounters()
     assert len(read({**QUOTE, **change}, QUOTE, counters=counters)) == 1
     assert counters.bad == 1
+
+
+def test_a_replay_whose_clock_lags_behind_its_events_loses_none() -> None:
+    counters = EventCounters()
+    assert len(read({**QUOTE, "t": NOW + 3 * 86_400_000}, counters=counters)) == 1
+    assert counters.bad == 0
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,14 @@ def left_behind(path: Path) -> bool:
         SpoolError: it cannot be read.
     """
     with translated(path):
-        return bool(segments_of(path)) and ((path / ADOPTED).exists() or not is_held(path / LOCK))
+        for attempt in range(LOCK_ATTEMPTS):
+            if attempt:
+                time.sleep(LOCK_PAUSE_S)  # who has just locked it to adopt it says so a moment later
+            if not segments_of(path):
+                return False
+            if (path / ADOPTED).exists() or not is_held(path / LOCK):
+                return True
+    return False
 
 
 def _lock(path: Path) -> int | None:

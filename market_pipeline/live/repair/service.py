@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 import polars as pl
 import structlog
 
 from market_pipeline.breaker import Breakers
-from market_pipeline.bus.losses import LossInterval
 from market_pipeline.errors import (
     BusAuthError,
     InputError,
@@ -21,28 +19,19 @@ from market_pipeline.errors import (
     SettingsError,
     StoreAuthError,
     VendorAuthError,
-    VendorError,
-    VendorUnavailable,
 )
-from market_pipeline.history.asking import request_ranges
 from market_pipeline.history.coverage import due_until
-from market_pipeline.history.derive import derive_symbol
-from market_pipeline.history.load import REFUSALS, load_symbol
-from market_pipeline.history.progress import Meter
-from market_pipeline.history.repair import minutes_left
-from market_pipeline.history.reports import DeriveReport, SymbolLoad
 from market_pipeline.history.runtime import Clock, Runtime, open_runtime, utc_now
-from market_pipeline.history.wanted import midnight, minutes_of
-from market_pipeline.live.repair.demote import complete_though_late, demote
+from market_pipeline.history.wanted import midnight
 from market_pipeline.live.repair.losses import KnownLosses, lost_minutes
+from market_pipeline.live.repair.mending import Mender
 from market_pipeline.live.repair.search import asks_apart, end_of_history, search, settled
 from market_pipeline.live.service import Fact, ServiceHealth
-from market_pipeline.market.bars import LIVE_GAP_FILLED
 from market_pipeline.market.instruments import Instrument
-from market_pipeline.market.timeframes import DERIVED, floor
+from market_pipeline.market.timeframes import floor
 from market_pipeline.settings import Settings
 from market_pipeline.stores.gap_merge import OPEN
-from market_pipeline.stores.vendor_requests import Interval, merged
+from market_pipeline.stores.vendor_requests import Interval
 from market_pipeline.tasks import end_tasks, pause
 from market_pipeline.vendors.polygon import BREAKER
 
@@ -52,16 +41,6 @@ AGAIN_S = 5.0
 MINUTE = timedelta(minutes=1)
 STOP_S = 15.0
 """A look that is under way gets so long to end; what it has published by then is stored by whoever drains the bus."""
-
-
-@dataclass(slots=True)
-class _Counts:
-    looks: int = 0
-    minutes_repaired: int = 0
-    minutes_confirmed: int = 0
-    requests: int = 0
-    losses_settled: int = 0
-    windows_written: int = 0
 
 
 class RepairService:
@@ -90,13 +69,9 @@ class RepairService:
         self._away = ""
         # They outlive a runtime: each failure opens another.
         self._breakers = Breakers(settings.breaker)
-        self._failing: dict[str, str] = {}
+        self._mender = Mender(self._run_id, clock)
         self._since: dict[str, datetime] = {}
-        self._asked: dict[str, datetime] = {}
-        self._refused: set[str] = set()
-        self._underived: dict[str, list[Interval]] = {}
-        self._landing: dict[str, list[Interval]] = {}
-        self._counts = _Counts()
+        self._looks = self._losses_settled = 0
         self._open = pl.DataFrame()
         self._looked_at: datetime | None = None
         self._lost = 0
@@ -156,7 +131,7 @@ class RepairService:
             problems.append(f"waits: {self._away}")
         elif self._state not in ("starting", "running"):
             problems.append("not running")
-        problems += [f"{symbol}: {error}" for symbol, error in sorted(self._failing.items())]
+        problems += [f"{symbol}: {error}" for symbol, error in sorted(self._mender.failing.items())]
         problems += self._breakers.problems()
         if self._losses.away:
             problems.append(f"losses that the tick store recorded are {self._losses.tick_store}")
@@ -164,18 +139,18 @@ class RepairService:
         age_s = (self._clock() - oldest).total_seconds() if isinstance(oldest, datetime) else 0.0
         facts: dict[str, Fact] = {
             "symbols": len(self._instruments),
-            "looks": self._counts.looks,
+            "looks": self._looks,
             "last_look": self._looked_at.isoformat() if self._looked_at else "",
             "open_gaps": self._open.height,
             "open_minutes": int(self._open["minutes"].sum()) if self._open.height else 0,
             "oldest_open_gap_s": round(age_s, 1),
-            "minutes_repaired": self._counts.minutes_repaired,
-            "minutes_confirmed": self._counts.minutes_confirmed,
-            "requests": self._counts.requests,
+            "minutes_repaired": self._mender.minutes_repaired,
+            "minutes_confirmed": self._mender.minutes_confirmed,
+            "requests": self._mender.requests,
             "losses_waiting": self._lost,
-            "losses_settled": self._counts.losses_settled,
-            "windows_written": self._counts.windows_written,
-            "windows_waiting": sum(len(spans) for spans in self._underived.values()),
+            "losses_settled": self._losses_settled,
+            "windows_written": self._mender.windows_written,
+            "windows_waiting": self._mender.windows_waiting,
             "tick_store_losses": self._losses.tick_store,
         }
         return ServiceHealth(self.name, self._state, tuple(problems), facts | self._breakers.facts())
@@ -215,14 +190,13 @@ class RepairService:
             own = [loss for loss in recorded if loss.symbol == each.key]
             if self._looked_at is None and spans[each.key][0] < due:
                 # A crash between a repair and its derivation leaves no trace: all it may have touched is derived again.
-                self._underived.setdefault(each.key, [(spans[each.key][0], due)])
-            await self._demote(rt, each, own)
+                self._mender.leave_to_derive(each.key, [(spans[each.key][0], due)])
+            await self._mender.demote(rt, each, own)
             lost = lost_minutes(own, stored.get(each.key, []))
             lacking[each.key] = wanted = await asyncio.to_thread(search, rt, each, spans[each.key], lost, now)
             # A thin market lacks a minute every few minutes: they are asked for together.
-            asked = self._asked.get(each.key)
-            waits = vendor.state == "open" or each.key in self._refused or (asked is not None and now - asked < apart)
-            todo.append((each, [] if waits else wanted))
+            asks = vendor.state != "open" and self._mender.may_ask(each.key, now, apart)
+            todo.append((each, wanted if asks else []))
         await self._note(rt, spans, due)
         self._looked_at = now
         # While it is open the failures of before stand; nothing is asked, and the look goes on.
@@ -230,25 +204,16 @@ class RepairService:
 
         todo.sort(key=lambda one: one[1][0] if one[1] else (now, now))
         slots = asyncio.Semaphore(self._settings.history.symbols_at_once)
-        work = [self._mend(rt, each, wanted, lacking[each.key], slots) for each, wanted in todo]
+        work = [self._mender.mend(rt, each, wanted, lacking[each.key], slots) for each, wanted in todo]
         failures = [error for error in await asyncio.gather(*work, return_exceptions=True) if error is not None]
         still_open = await self._note(rt, spans, due)
         gone = settled(recorded, still_open, due)
         await self._losses.forget(rt.bus, gone)
         self._lost -= len(gone)
-        self._counts.losses_settled += len(gone)
-        self._counts.looks += 1
+        self._losses_settled += len(gone)
+        self._looks += 1
         for error in sorted(failures, key=lambda one: isinstance(one, RangeNotLoaded)):
             raise error
-
-    async def _demote(self, rt: Runtime, instrument: Instrument, losses: Sequence[LossInterval]) -> None:
-        """Let bars that a tick came too late for be incomplete, so that they are found and asked for."""
-        bars = await asyncio.to_thread(complete_though_late, rt, instrument, losses)
-        if bars.height:
-            # Noted first: what has landed must be derived, whatever becomes of the rest.
-            spans = [(opened, opened + MINUTE) for opened in bars["ts"].to_list()]
-            self._underived[instrument.key] = merged([*self._underived.get(instrument.key, []), *spans])
-            await demote(rt, instrument, bars)
 
     def _span(self, instrument: Instrument, lost: Sequence[datetime], now: datetime) -> Interval:
         """Return what is looked at: at first up to now, so that the seam shows; later where live bars had time."""
@@ -269,82 +234,6 @@ class RepairService:
             if isinstance(first, datetime):
                 self._since[key] = max(first, start)
         return table
-
-    async def _mend(
-        self,
-        rt: Runtime,
-        instrument: Instrument,
-        wanted: list[Interval],
-        lacking: list[Interval],
-        slots: asyncio.Semaphore,
-    ) -> None:
-        """Ask for the minutes of one symbol and derive what they touch, and what an earlier look left to derive.
-
-        What may still land, from the spool, is derived again at each look until it is no longer `lacking`.
-
-        Raises:
-            RangeNotLoaded, BusError, StoreError, HistoryError: to be tried again.
-        """
-        key = instrument.key
-        async with slots:
-            failure: MarketPipelineError | None = None
-            if wanted:
-                before = list(self._underived.get(key, []))
-                # Noted first: what has landed must be derived, whatever becomes of the rest.
-                self._underived[key] = merged([*before, *wanted])
-                try:
-                    if not await self._ask(rt, instrument, wanted):
-                        self._underived[key] = before
-                    self._failing.pop(key, None)
-                except VendorAuthError:
-                    raise
-                except (RangeNotLoaded, VendorError) as error:
-                    self._failing[key] = str(error)
-                    failure = error
-                    if isinstance(error, REFUSALS):
-                        self._refused.add(key)
-                        self._failing[key] += "; it is not asked again before a restart"
-                        log.warning("live_repair_refused", symbol=instrument.symbol, error=str(error))
-            landing = self._landing.pop(key, [])
-            if windows := merged([*self._underived.get(key, []), *landing]):
-                report = DeriveReport()
-                await derive_symbol(rt, instrument, windows, DERIVED, report, Meter("deriving", 0, None))
-                self._counts.windows_written += sum(counts.written for counts in report.timeframes.values())
-                self._underived[key] = []
-            self._landing[key] = [
-                (start, end) for start, end in landing if any(start < to and end > since for since, to in lacking)
-            ]
-            if isinstance(failure, RangeNotLoaded):
-                self._landing[key] = merged([*self._landing[key], *wanted])
-                raise failure
-
-    async def _ask(self, rt: Runtime, instrument: Instrument, wanted: list[Interval]) -> bool:
-        """Ask the vendor for the minutes; return whether that changed the store."""
-        load, began = SymbolLoad(instrument.key), self._clock()
-        # Another root each time: what an earlier look has asked for is asked for again.
-        again = replace(rt, root_run_id=f"{self._run_id}-{secrets.token_hex(4)}")
-        try:
-            await load_symbol(
-                again,
-                instrument,
-                request_ranges(wanted),
-                load,
-                Meter("repairing", 0, None),
-                source=LIVE_GAP_FILLED,
-                only=wanted,
-            )
-        finally:
-            self._counts.requests += load.requests
-            # Of a vendor that does not answer the breaker says when it is asked again.
-            if load.requests > sum(isinstance(one.error, VendorUnavailable) for one in load.failed):
-                # When it was asked, however long its answer took to land, and whatever it was.
-                self._asked[instrument.key] = began
-        left = await asyncio.to_thread(minutes_left, rt, instrument, wanted)
-        repaired = minutes_of(wanted) - sum(left)
-        self._counts.minutes_repaired += repaired
-        self._counts.minutes_confirmed += left.confirmed
-        log.info("live_repaired", symbol=instrument.symbol, minutes=repaired, **left._asdict())
-        return load.counts.written > 0
 
 
 async def _bounded(work: object, stop: asyncio.Event) -> None:

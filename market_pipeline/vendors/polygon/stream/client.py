@@ -88,7 +88,7 @@ class PolygonStream:
         self._opened_at: float | None = None
         self.connected = False
         self.alive_ms = self.data_ms = 0
-        self.clock_error_ms = 0
+        self.clock_error_ms = self._ahead_ms = 0
         self.frame_at = time.monotonic()
         self.missing: frozenset[str] = frozenset()
         self.unacknowledged: frozenset[str] = frozenset()
@@ -142,20 +142,22 @@ class PolygonStream:
     def _set_clock(self, asked_at: float, date: datetime | None) -> None:
         """Set the stream's clock by the machine's, or where that cannot be right by what the vendor says.
 
-        A Date has whole seconds: by it the clock is less than a second ahead, for which the margin of a loss makes up.
-        Behind it would be worse: a session would begin before it did.
+        It may be ahead, never behind: a session would begin before it did. A Date has whole seconds, and was made at
+        some moment since the vendor was asked; so much less do pings prove then.
         """
         if not isinstance(self._clock, SteadyClock):
             return
+        before = passed_s()  # a pause that comes now puts the clock ahead
         now_ms = self._wall()
-        self.clock_error_ms = 0
+        self.clock_error_ms = self._ahead_ms = 0
         if date is not None:
+            after = passed_s()
             lowest = to_ms(date)
-            highest = lowest + 1000 + round((passed_s() - asked_at) * 1000)
+            highest = lowest + 1000 + round((after - asked_at) * 1000)
             self.clock_error_ms = max(0, now_ms - highest) or min(0, now_ms - lowest)
             if self.clock_error_ms:
-                now_ms = lowest + 1000
-        self._clock.set(now_ms)
+                now_ms, before, self._ahead_ms = highest, after, highest - lowest
+        self._clock.set(now_ms, before)
 
     async def _authenticate(self, wire: Wire) -> None:
         try:
@@ -294,7 +296,7 @@ class PolygonStream:
                 await asyncio.sleep(0)
                 self.counters.pongs += 1
                 self.frame_at = time.monotonic()
-                self.alive_ms = max(self.alive_ms, sent_ms - PONG_PROVES_LESS_MS)
+                self.alive_ms = max(self.alive_ms, sent_ms - PONG_PROVES_LESS_MS - self._ahead_ms)
                 await asyncio.sleep(self._ping_s)
 
     async def _watch_over(self) -> str:

@@ -6,6 +6,7 @@ crypto trade and quote `XT` and `XQ`, stock trade and quote `T` and `Q`; https:/
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from market_pipeline.market.ticks import QUOTE, TRADE
 Code = int | str | None
 Codes = int | str | list[int | str] | None
 # Later than 1973 and at most a day ahead: seconds, microseconds and nanoseconds lie outside. The tick store takes no
-# time further ahead, and would refuse the whole batch.
+# time further ahead of this machine's, and would refuse the whole batch.
 _EARLIEST_MS, _AHEAD_MS = 10**11, 86_400_000
 _MOST_KINDS = 64
 
@@ -219,10 +220,11 @@ def ticks_of(
     """Return the ticks among events, in their order; what is no tick of a symbol asked for is counted.
 
     Well-formed is all that is asked of a price: a crossed quote or a price of zero is what the vendor says. A time more
-    than a day after `received_ms`, or a NUL in a code, is none that can be stored.
+    than a day after this machine's (and after `received_ms`, which is a replay's where one is replayed), or a NUL in a
+    code, is none that can be stored.
     """
     ticks: list[StreamTick] = []
-    latest_ms = received_ms + _AHEAD_MS
+    latest_ms = max(received_ms, time.time_ns() // 1_000_000) + _AHEAD_MS
     for event in events:
         if isinstance(event, Status):
             continue
