@@ -68,8 +68,8 @@ def bars(
         start, end: a datetime, a date (its midnight) or ISO 8601 text of either; without a time zone UTC is meant.
         as_of: give exactly what this platform had at that moment: bars that it stored later are left out, bars that
             were corrected or withdrawn later are as they were, and only windows that had closed are there. Bars are
-            known from when they were stored: a history loaded today was not known yesterday. Not for 1s, of which no
-            earlier versions are kept.
+            known from when they were stored: a history loaded today was not known yesterday. Which source wins is
+            decided by the ranking of today (`history.precedence`). Not for 1s, of which no earlier versions are kept.
         settings: default: `load_settings()`, the environment and the local stack's file.
 
     Returns:
