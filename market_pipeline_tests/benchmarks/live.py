@@ -133,6 +133,7 @@ def measure(stack: Stack, tickers: list[str], options: argparse.Namespace, conso
         sent = control.stream_stats()["sent_total"] - first
         cpu, seconds = meter.cpu(), time.time() - began
         control.load([], 0)
+        control.stream_fault("silence", market="forex")  # without a load it sends what such a market sends
         time.sleep(1.0)  # what was due is still being written
         total = control.stream_stats()["sent_total"]
         table_name = "bare_ticks" if bare else "market_ticks"
