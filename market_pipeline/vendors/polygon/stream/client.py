@@ -178,7 +178,7 @@ class PolygonStream:
 
     async def _live(self, wire: Wire) -> None:
         """Read until the connection ends; tell the listener of both ends."""
-        now = self._clock()
+        now = self._clock() - self._ahead_ms  # certainly past
         self._opened_at = self.frame_at = time.monotonic()
         self._begun = set()
         self.alive_ms = self.data_ms = now
