@@ -108,9 +108,11 @@ class ExternalWorker(StreamWorker):
     async def _write(self, batches: Sequence[_Batch]) -> None:
         """Compare with what is stored, and write what differs; done once more it changes nothing."""
         for batch in batches:
-            headers, series = batch.headers, batch.good.get_column("series").unique().to_list()
-            stored = await self._thread(self.store.stored, headers.dataset, series, headers.start_ts, headers.end_ts)
+            headers = batch.headers
             if batch.changes is None:
+                series = batch.good.get_column("series").unique().to_list()
+                span = headers.start_ts, headers.end_ts
+                stored = await self._thread(self.store.stored, headers.dataset, series, *span)
                 batch.changes = compare_observations(batch.good, stored)
             if batch.writes:
                 written = batch.changes.write.with_columns(

@@ -17,7 +17,8 @@ from market_pipeline.breaker import Breaker, Breakers
 from market_pipeline.bus.consumer import BatchConsumer, Delivery
 from market_pipeline.bus.dead_letters import Reason
 from market_pipeline.bus.session import BusSession
-from market_pipeline.errors import BreakerOpen, BusError, PayloadTooLarge, StoreError, StreamFull, Transient
+from market_pipeline.errors import BreakerOpen, BusError, StoreError, Transient
+from market_pipeline.live.burial import NOT_TAKEN, give_back_unburied
 from market_pipeline.stores.ingest_ledger import IngestLedger
 from market_pipeline.tasks import end_tasks, pause
 
@@ -25,9 +26,6 @@ log = structlog.get_logger(__name__)
 
 PROBE_S = 1.0
 """While its breaker is open a worker asks the store so often whether it does its work again."""
-
-UNBURIED_S = 15.0
-"""What dead letters do not take is tried again so often."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -202,7 +200,7 @@ class StreamWorker:
         """
         try:
             await self.bus.bury(delivery, reason, error, first_error=first_error, attempts=attempts)
-        except (StreamFull, PayloadTooLarge) as refusal:
+        except NOT_TAKEN as refusal:
             await self._give_back_unburied(delivery, refusal)
             return False
         await self.consumer.term(delivery)
@@ -222,15 +220,14 @@ class StreamWorker:
             for row in bad.iter_slices(1):
                 text = row.drop("reason").write_ndjson().encode()
                 await self.bus.bury(delivery, Reason.MALFORMED_ROW, str(row["reason"][0]), rows=text)
-        except (StreamFull, PayloadTooLarge) as refusal:
+        except NOT_TAKEN as refusal:
             await self._give_back_unburied(delivery, refusal)
             return False
         return True
 
     async def _give_back_unburied(self, delivery: Delivery, refusal: BusError) -> None:
-        log.error("dead_letter_not_taken", sequence=delivery.stream_seq, stream=delivery.stream, error=str(refusal))
         self.stats.given_back += 1
-        await self.consumer.give_back([delivery], delay_s=UNBURIED_S)
+        await give_back_unburied(self.consumer, delivery, refusal)
 
     def _count(self, outcome: Any, rows: int) -> None:
         """Add what a stored batch came to."""

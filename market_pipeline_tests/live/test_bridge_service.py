@@ -21,7 +21,7 @@ from market_pipeline.bus.external_envelope import encode_external, publish_exter
 from market_pipeline.bus.subjects import history_subject, market_subject
 from market_pipeline.cli import build_app
 from market_pipeline.errors import StoreAuthError
-from market_pipeline.live import external_bridge, worker
+from market_pipeline.live import burial, external_bridge
 from market_pipeline.live.bridge_lane import Waiting
 from market_pipeline.live.bridge_service import BridgeService
 from market_pipeline.market.bars import TS
@@ -161,7 +161,7 @@ async def test_what_is_poison_is_buried_alone(desk: Desk) -> None:
 
 
 async def test_full_dead_letters_hold_up_nothing_that_is_good(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "UNBURIED_S", 1.0)
+    monkeypatch.setattr(burial, "UNBURIED_S", 1.0)
     js, end = desk.bus.js, minute_before(now_ms())
     dead = (await js.stream_info("DEAD_LETTERS")).config
     await js.update_stream(dead.evolve(max_msgs=1))

@@ -24,7 +24,7 @@ from market_pipeline.bus.latest import LatestValues
 from market_pipeline.bus.session import BusSession, open_bus
 from market_pipeline.bus.streams import TICKS
 from market_pipeline.bus.tick_envelope import LATE, LOSS_MARGIN, EncodedTicks
-from market_pipeline.live.tick_bridge import mover
+from market_pipeline.live import burial
 from market_pipeline.local.stack import Stack
 from market_pipeline.settings import Settings
 from market_pipeline.stores.ticks import TickReader, TickStore
@@ -238,7 +238,7 @@ async def test_a_heartbeat_whose_loss_is_refused_goes_to_dead_letters_and_the_re
 async def test_full_dead_letters_hold_up_no_ticks(
     bus: BusSession, settings: Settings, reader: TickReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mover, "UNBURIED_S", 1.0)
+    monkeypatch.setattr(burial, "UNBURIED_S", 1.0)
     dead = (await bus.js.stream_info("DEAD_LETTERS")).config
     await bus.js.update_stream(dead.evolve(max_msgs=1))
     await bus.js.publish("dlq.x", b"full now")

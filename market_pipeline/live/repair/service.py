@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import polars as pl
 import structlog
@@ -38,7 +38,6 @@ from market_pipeline.vendors.polygon import BREAKER
 log = structlog.get_logger(__name__)
 
 AGAIN_S = 5.0
-MINUTE = timedelta(minutes=1)
 STOP_S = 15.0
 """A look that is under way gets so long to end; what it has published by then is stored by whoever drains the bus."""
 

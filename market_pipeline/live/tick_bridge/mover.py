@@ -21,7 +21,8 @@ from market_pipeline.bus.dead_letters import Reason
 from market_pipeline.bus.envelope import now_ms
 from market_pipeline.bus.session import BusSession
 from market_pipeline.bus.tick_reader import ticks_span
-from market_pipeline.errors import BusError, PayloadTooLarge, StoreQueryError, StreamFull, StreamMissing
+from market_pipeline.errors import BusError, StoreQueryError, StreamMissing
+from market_pipeline.live.burial import NOT_TAKEN, give_back_unburied
 from market_pipeline.live.tick_bridge.group import Group, Unstorable, decode_group, one_each, parted
 from market_pipeline.live.tick_bridge.latest_writer import LatestWriter
 from market_pipeline.live.tick_bridge.meter import Counts, Meter
@@ -35,8 +36,6 @@ from market_pipeline.tasks import end_tasks
 log = structlog.get_logger(__name__)
 
 MILLISECOND = timedelta(milliseconds=1)
-UNBURIED_S = 15.0
-"""What dead letters do not take is tried again so often."""
 
 
 class TickMover:
@@ -240,9 +239,8 @@ class TickMover:
         """
         try:
             await self._bus.bury(bad.delivery, bad.reason, bad.error)
-        except (StreamFull, PayloadTooLarge) as error:
-            log.error("dead_letter_not_taken", sequence=bad.delivery.stream_seq, error=str(error))
-            await self._consumer.give_back([bad.delivery], delay_s=UNBURIED_S)
+        except NOT_TAKEN as error:
+            await give_back_unburied(self._consumer, bad.delivery, error)
             return False
         await self._consumer.term(bad.delivery)
         self._counts.dead_letters += 1
