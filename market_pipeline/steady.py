@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 # Where it is there, the time for which a machine slept counts as well.
@@ -29,5 +30,5 @@ class SteadyClock:
         self._set_ms, self._set_at = now_ms, passed_s() if at is None else at
 
     def __call__(self) -> int:
-        """Return the epoch milliseconds of now."""
-        return self._set_ms + round((passed_s() - self._set_at) * 1000)
+        """Return the epoch milliseconds of now, the one under way counted whole."""
+        return self._set_ms + math.ceil((passed_s() - self._set_at) * 1000)

@@ -22,7 +22,7 @@ from market_pipeline.bus.envelope import now_ms
 from market_pipeline.errors import VendorAuthError
 from market_pipeline.market.instruments import Instrument
 from market_pipeline.vendors.polygon.stream import PolygonStream, StreamTick, topics_of
-from market_pipeline.vendors.polygon.stream.client import PONG_PROVES_LESS_MS
+from market_pipeline.vendors.polygon.stream.client import COUNTED_WHOLE_MS, PONG_PROVES_LESS_MS
 from market_pipeline.vendors.polygon.stream.watch import SilenceWatch
 from market_pipeline_tests.vendors.stream_vendor import KEY, StreamVendor, quick_stream, quote, status
 
@@ -361,7 +361,7 @@ async def test_a_clock_that_is_wrong_is_set_by_the_vendors(vendor: StreamVendor,
         await vendor.subscribed()
         assert run.stream.clock_error_ms == pytest.approx(error_s * 1000, abs=1500)
         # never behind, or a session would begin before it did; ahead by a Date's second and the handshake
-        assert -5 <= run.stream.now_ms() - now_ms() <= 1500
+        assert 0 <= run.stream.now_ms() - now_ms() <= 1500
         await until(lambda: run.stream.counters.pongs > 1)
         assert run.stream.alive_ms <= now_ms()
 
@@ -374,7 +374,17 @@ async def test_a_pause_while_the_clock_is_read_does_not_put_it_behind(vendor: St
 
     async with running(vendor, clock=slow) as run:
         await vendor.subscribed()
-        assert -5 <= run.stream.now_ms() - now_ms() <= 1500
+        assert 0 <= run.stream.now_ms() - now_ms() <= 1500
+
+
+async def test_the_clock_is_not_behind_by_a_part_of_a_millisecond(vendor: StreamVendor) -> None:
+    """A tick of the millisecond before the subscription would be claimed."""
+    async with running(vendor) as run:
+        await vendor.subscribed()
+        for _ in range(500):
+            before_ns = time.time_ns()
+            assert before_ns <= run.stream.now_ms() * 1_000_000 <= time.time_ns() + COUNTED_WHOLE_MS * 1_000_000
+            await asyncio.sleep(0.0003)
 
 
 async def test_a_clock_that_is_right_to_the_second_is_left_alone(vendor: StreamVendor) -> None:

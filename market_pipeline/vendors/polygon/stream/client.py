@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Callable
@@ -33,6 +34,9 @@ SAY_AGAIN_S = 30.0
 # A pong comes behind everything that the vendor had sent, but not behind what it was about to send: unlike an event, it
 # says nothing of how far the feed behind it had come. So it proves less, by this much.
 PONG_PROVES_LESS_MS = 750
+# The millisecond under way and what has passed since are counted whole, so that a clock is never behind: by so much it
+# may be ahead.
+COUNTED_WHOLE_MS = 2
 
 
 def _now_ms() -> int:
@@ -149,15 +153,15 @@ class PolygonStream:
             return
         before = passed_s()  # a pause that comes now puts the clock ahead
         now_ms = self._wall()
-        self.clock_error_ms = self._ahead_ms = 0
+        self.clock_error_ms, self._ahead_ms = 0, COUNTED_WHOLE_MS
         if date is not None:
             after = passed_s()
             lowest = to_ms(date)
-            highest = lowest + 1000 + round((after - asked_at) * 1000)
+            highest = lowest + 1000 + math.ceil((after - asked_at) * 1000)
             self.clock_error_ms = max(0, now_ms - highest) or min(0, now_ms - lowest)
             if self.clock_error_ms:
-                now_ms, before, self._ahead_ms = highest, after, highest - lowest
-        self._clock.set(now_ms, before)
+                now_ms, before, self._ahead_ms = highest, after, highest - lowest + COUNTED_WHOLE_MS
+        self._clock.set(now_ms + 1, before)
 
     async def _authenticate(self, wire: Wire) -> None:
         try:
