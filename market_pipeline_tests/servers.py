@@ -18,7 +18,8 @@ from types import TracebackType
 
 from pydantic import SecretStr
 
-from market_pipeline.settings import NatsSettings
+from market_pipeline.local.clickhouse.process import ServerProcess
+from market_pipeline.settings import ClickHouseSettings, NatsSettings
 
 START_TIMEOUT_S = 15.0
 PR_SET_PDEATHSIG = 1
@@ -28,6 +29,17 @@ def die_with_parent() -> None:
     """Ask the kernel to end this child when the test process dies, even by SIGKILL (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def new_database(server: ServerProcess) -> ClickHouseSettings:
+    """Return settings that reach a ClickHouse server and name a database that does not exist yet."""
+    return ClickHouseSettings(
+        host=server.host,
+        port=server.port,
+        user=server.user,
+        password=SecretStr(server.password),
+        database=f"test_{secrets.token_hex(6)}",
+    )
 
 
 class NatsProcess:

@@ -15,11 +15,9 @@ from market_pipeline.history.runtime import Runtime
 from market_pipeline.history.wanted import Interval
 from market_pipeline.market.bars import BAR_SCHEMA, VENDOR_HISTORICAL, split_valid
 from market_pipeline.market.instruments import Instrument
-from market_pipeline.market.timeframes import to_ms
+from market_pipeline.market.timeframes import MINUTE, to_ms
 from market_pipeline.stores.vendor_requests import merged
 from market_pipeline.vendors.base import MinutePage, RangeRequest
-
-MINUTE = timedelta(minutes=1)
 
 
 @dataclass

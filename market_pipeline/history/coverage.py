@@ -9,15 +9,13 @@ import polars as pl
 
 from market_pipeline.history.reports import DAY_SCHEMA
 from market_pipeline.history.runtime import Runtime
-from market_pipeline.history.wanted import Interval, midnight
+from market_pipeline.history.wanted import Interval
 from market_pipeline.market.gaps import classify, lacking_minutes, runs
 from market_pipeline.market.instruments import Instrument
 from market_pipeline.market.sessions import calendar
-from market_pipeline.market.timeframes import ceil
+from market_pipeline.market.timeframes import MINUTE, ceil, midnight
 from market_pipeline.settings import HistorySettings
 from market_pipeline.stores.bars import BarStore
-
-MINUTE = timedelta(minutes=1)
 
 
 def account_days(

@@ -103,7 +103,7 @@ async def _store(
         await rt.tracker.settle(batches, counts=counts)
         report.by_symbol.setdefault((instrument.key, code), SeriesCounts()).add(counts)
         report.timeframes.setdefault(code, SeriesCounts()).add(counts)
-        days = _days(frame, rt.clock() - rt.settings.history.settle, code)
+        days = count_days(frame.filter(pl.col("is_deleted") == 0))
         known = report.days.get((instrument.key, code))
         report.days[(instrument.key, code)] = days if known is None else _joined_days(known, days)
 
@@ -111,17 +111,10 @@ async def _store(
     meter.advance(instrument.symbol, minutes=minutes_of([span]), rows=sum(f.height for f in frames.values()))
 
 
-def _days(frame: pl.DataFrame, settled: datetime, code: str) -> pl.DataFrame:
-    """Return frame[date, rows, complete, partial] of derived bars; a week counts at its Sunday."""
-    length = max(timeframe(code).seconds, 86_400)
-    return (
-        frame.filter(pl.col("is_deleted") == 0)
-        .group_by(date=pl.col("ts").dt.date(), maintain_order=True)
-        .agg(rows=pl.len().cast(pl.UInt32), complete=pl.col("complete").sum().cast(pl.UInt32))
-        .with_columns(
-            partial=pl.col("date").cast(pl.Datetime("ms")).dt.replace_time_zone("UTC") + timedelta(seconds=length)
-            > settled
-        )
+def count_days(bars: pl.DataFrame) -> pl.DataFrame:
+    """Return frame[date, rows, complete] of derived bars (ts, complete); a week counts at its Sunday."""
+    return bars.group_by(date=pl.col("ts").dt.date(), maintain_order=True).agg(
+        rows=pl.len().cast(pl.UInt32), complete=pl.col("complete").sum().cast(pl.UInt32)
     )
 
 

@@ -16,14 +16,14 @@ from market_pipeline.history.coverage import account_days, due_until, gaps_withi
 from market_pipeline.history.progress import Meter
 from market_pipeline.history.reports import DAY_SCHEMA, MonitorReport
 from market_pipeline.history.runtime import Runtime
-from market_pipeline.history.wanted import Interval, midnight, minutes_of
+from market_pipeline.history.wanted import Interval, minutes_of
 from market_pipeline.market.instruments import Instrument
+from market_pipeline.market.timeframes import DAY, midnight
 from market_pipeline.stores.gap_merge import CONFIRMED, GIVEN_UP, OPEN
 from market_pipeline.stores.vendor_requests import merged
 
 log = structlog.get_logger(__name__)
 
-DAY = timedelta(days=1)
 APART = timedelta(days=35)
 """Stretches farther apart than this were loaded apart: what lies between them nobody has ever wanted."""
 CHUNK = timedelta(days=366)

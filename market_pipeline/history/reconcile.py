@@ -22,7 +22,7 @@ from market_pipeline.history.wanted import Interval
 from market_pipeline.market.bars import LIVE_AGGREGATED, VENDOR_HISTORICAL
 from market_pipeline.market.instruments import Instrument
 from market_pipeline.market.reconciliation import DIFFERENCE_SCHEMA, Counts, count, differences, reconcile
-from market_pipeline.market.timeframes import DERIVED, floor
+from market_pipeline.market.timeframes import DERIVED, MINUTE, floor
 from market_pipeline.settings import LiveSettings, Settings
 from market_pipeline.stores.bars import BarStore
 
@@ -32,7 +32,6 @@ MOST_DIFFERENCES = 1_000
 """Rows of the table of differences: the largest are kept."""
 CHUNK = timedelta(days=31)
 """How much of a symbol is read and compared at once: bounds the memory, whatever the range."""
-_MINUTE = timedelta(minutes=1)
 
 
 @dataclass
@@ -64,7 +63,7 @@ def live_spans(bars: BarStore, scope: Mapping[str, Sequence[Interval]], until: d
     for (start, end), symbols in asked.items():
         found = bars.source_spans(symbols, "1m", LIVE_AGGREGATED, start, end)
         for symbol, first, last in found.iter_rows():
-            spans.setdefault(symbol, []).append((first, last + _MINUTE))
+            spans.setdefault(symbol, []).append((first, last + MINUTE))
     return {symbol: sorted(intervals) for symbol, intervals in spans.items()}
 
 
@@ -80,7 +79,7 @@ def compare_stored(
         counts = agreement.counts.setdefault(symbol, Counts())
         for start, end in _chunks(intervals):
             live, vendor = (
-                bars.stored_rows(symbol, "1m", source, start, end - _MINUTE)
+                bars.stored_rows(symbol, "1m", source, start, end - MINUTE)
                 for source in (LIVE_AGGREGATED, VENDOR_HISTORICAL)
             )
             compared = reconcile(

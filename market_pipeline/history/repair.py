@@ -22,9 +22,9 @@ from market_pipeline.history.derive import derive_symbol
 from market_pipeline.history.progress import Meter
 from market_pipeline.history.reports import RepairReport, SymbolLoad
 from market_pipeline.history.runtime import Runtime
-from market_pipeline.history.wanted import Interval, midnight, minutes_of, subtract
+from market_pipeline.history.wanted import Interval, minutes_of, subtract
 from market_pipeline.market.instruments import Instrument
-from market_pipeline.market.timeframes import DERIVED
+from market_pipeline.market.timeframes import DERIVED, midnight
 from market_pipeline.stores.gap_merge import CONFIRMED, GIVEN_UP, OPEN
 from market_pipeline.stores.vendor_requests import merged
 

@@ -138,7 +138,7 @@ class DeriveReport:
     timeframes: dict[str, SeriesCounts] = field(default_factory=dict)
     by_symbol: dict[tuple[str, str], SeriesCounts] = field(default_factory=dict)
     days: dict[tuple[str, str], pl.DataFrame] = field(default_factory=dict)
-    """(symbol, timeframe) -> frame[date, rows, complete, partial]: bars stored a UTC day (a week's at its Sunday)."""
+    """(symbol, timeframe) -> frame[date, rows, complete]: bars stored a UTC day (a week's at its Sunday)."""
     minutes_read: int = 0
     seconds: float = 0.0
 

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import date, datetime, timedelta
 
 from market_pipeline.errors import BadRange
 from market_pipeline.market.instruments import Instrument, Instruments
+from market_pipeline.market.timeframes import midnight
 from market_pipeline.stores.vendor_requests import Interval, merged
 
 Wanted = Mapping[str, Sequence[tuple[date, date]]]
 """Symbol (any form) -> half-open ranges of UTC days."""
-
-
-def midnight(day: date) -> datetime:
-    """Return the UTC midnight at which a day opens."""
-    return datetime.combine(day, time(), tzinfo=UTC)
 
 
 def resolve(wanted: Wanted, instruments: Instruments, now: datetime) -> dict[str, tuple[Instrument, list[Interval]]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import polars as pl
 import structlog
@@ -15,11 +15,10 @@ from market_pipeline.history.reports import SymbolLoad
 from market_pipeline.history.runtime import Runtime
 from market_pipeline.market.bars import BAR_SCHEMA
 from market_pipeline.market.instruments import Instrument
-from market_pipeline.market.timeframes import to_ms
+from market_pipeline.market.timeframes import MILLISECOND, to_ms
 
 log = structlog.get_logger(__name__)
 
-MILLISECOND = timedelta(milliseconds=1)
 WITHDRAWAL_SHARE = 0.1
 WITHDRAWAL_MINUTES = 60
 """A vendor that no longer has more bars than both of these of a range is not believed: that is an outage."""

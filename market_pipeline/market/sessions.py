@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 
 from market_pipeline.errors import BadRange, InstrumentsFileError
 from market_pipeline.market.bars import TS
-from market_pipeline.market.timeframes import DAY_MS, from_ms, to_ms
+from market_pipeline.market.timeframes import DAY_MS, MINUTE_MS, from_ms, to_ms
 
-MINUTE_MS = 60_000
 NEW_YORK = "America/New_York"
 FOREX, CRYPTO = "forex", "crypto"
 

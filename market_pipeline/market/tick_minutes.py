@@ -11,8 +11,8 @@ from market_pipeline.market.aggregation import bars_from_quotes, bars_from_trade
 from market_pipeline.market.bars import BAR_SCHEMA, HISTORICAL_AGGREGATED
 from market_pipeline.market.instruments import Instrument
 from market_pipeline.market.ticks import quotes_of, split_valid_ticks, trades_of
+from market_pipeline.market.timeframes import MINUTE
 
-MINUTE = timedelta(minutes=1)
 Interval = tuple[datetime, datetime]
 
 

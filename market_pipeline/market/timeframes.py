@@ -7,13 +7,16 @@ UTC epoch; weeks start on Sunday 00:00 UTC, as the vendor's do, or on Monday whe
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Literal
 
 from market_pipeline.errors import BadRange, UnknownTimeframe
 
 WeekStart = Literal["sunday", "monday"]
 
+MILLISECOND, MINUTE = timedelta(milliseconds=1), timedelta(minutes=1)
+DAY, WEEK = timedelta(days=1), timedelta(days=7)
+MINUTE_MS = 60_000
 DAY_MS = 86_400_000
 WEEK_MS = 7 * DAY_MS
 # 1970-01-01 was a Thursday: the first Sunday and the first Monday of the epoch.
@@ -65,6 +68,11 @@ TIMEFRAMES: dict[str, Timeframe] = {
 
 # Parents come before their children, so that a cascade can walk this order.
 DERIVED: tuple[str, ...] = ("5m", "15m", "30m", "1h", "4h", "1d", "1w")
+
+
+def midnight(day: date) -> datetime:
+    """Return the UTC midnight at which a day opens."""
+    return datetime.combine(day, time(), tzinfo=UTC)
 
 
 def timeframe(code: str | Timeframe) -> Timeframe:

@@ -10,10 +10,11 @@ from pydantic import Field
 from market_pipeline.errors import BadRange, MarketPipelineError
 from market_pipeline.market.bars import LIVE_AGGREGATED
 from market_pipeline.market.instruments import Instruments
+from market_pipeline.market.timeframes import midnight
 from market_pipeline.orchestration.assets.minutes import MINUTES, POOL
 from market_pipeline.orchestration.checks.definitions import LIVE_AGREEMENT
 from market_pipeline.orchestration.checks.live_rules import judge_live
-from market_pipeline.orchestration.checks.scope import last_days, midnight, run_days
+from market_pipeline.orchestration.checks.scope import last_days, run_days
 from market_pipeline.orchestration.event_metadata import Metadata, frame_table
 from market_pipeline.orchestration.failures import readable_failures
 from market_pipeline.orchestration.jobs import CRASH_RETRY, RECONCILE_LIVE

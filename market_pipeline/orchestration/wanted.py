@@ -11,13 +11,12 @@ from datetime import date, timedelta
 
 from market_pipeline.errors import BadRange
 from market_pipeline.market.instruments import Instruments
+from market_pipeline.market.timeframes import DAY, WEEK
 from market_pipeline.orchestration.partitions import split_key, sunday_of
 
 DayRange = tuple[date, date]
 Wanted = dict[str, list[DayRange]]
 """Symbol key -> half-open ranges of UTC days, in order, with at least a day between two of them."""
-
-_DAY, _WEEK = timedelta(days=1), timedelta(days=7)
 
 
 def wanted_days(keys: Iterable[str], instruments: Instruments, today: date) -> Wanted:
@@ -63,7 +62,7 @@ def touched_weeks(wanted: Wanted, instruments: Instruments) -> list[tuple[date, 
             sunday = sunday_of(start)
             while sunday < end:
                 weeks.add((sunday, partition))
-                sunday += _WEEK
+                sunday += WEEK
     return sorted(weeks)
 
 
@@ -72,9 +71,9 @@ def ranges_of(days: Iterable[date]) -> list[DayRange]:
     ranges: list[DayRange] = []
     for day in sorted(days):
         if ranges and ranges[-1][1] == day:
-            ranges[-1] = (ranges[-1][0], day + _DAY)
+            ranges[-1] = (ranges[-1][0], day + DAY)
         else:
-            ranges.append((day, day + _DAY))
+            ranges.append((day, day + DAY))
     return ranges
 
 
@@ -88,7 +87,7 @@ def describe(wanted: Wanted) -> str:
     if not wanted:
         return "nothing: every day asked for lies before its instrument's history"
     first = min(ranges[0][0] for ranges in wanted.values())
-    last = max(ranges[-1][1] for ranges in wanted.values()) - _DAY
+    last = max(ranges[-1][1] for ranges in wanted.values()) - DAY
     names = list(wanted)
     shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     return f"{day_count(wanted):,} days of {shown}, {first} to {last}"

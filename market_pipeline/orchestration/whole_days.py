@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from typing import TYPE_CHECKING
 
 import polars as pl
 
 from market_pipeline.market.instruments import Instruments
+from market_pipeline.market.timeframes import midnight
 from market_pipeline.orchestration.assets.derived import DAILY_DERIVED, WEEKLY
-from market_pipeline.orchestration.checks.scope import midnight
 from market_pipeline.orchestration.partitions import sunday_of
 from market_pipeline.orchestration.wanted import ranges_of
 from market_pipeline.settings import HistorySettings
@@ -19,8 +19,6 @@ from market_pipeline.settings import HistorySettings
 if TYPE_CHECKING:
     from market_pipeline.history.reports import RepairReport
     from market_pipeline.stores import Stores
-
-DAY, WEEK = timedelta(days=1), timedelta(days=7)
 
 
 def of_whole_days(
@@ -47,15 +45,17 @@ def of_whole_days(
             minutes = whole_days(stores.bars, instruments.get(key), ranges_of(days), settings, now)
             symbols[key] = replace(symbols[key], days=minutes)
         for code in DAILY_DERIVED:
-            derived[(key, code)] = _counted(stores, key, code, days, DAY)
-        derived[(key, WEEKLY)] = _counted(stores, key, WEEKLY, sorted({sunday_of(day) for day in days}), WEEK)
+            derived[(key, code)] = _counted(stores, key, code, days)
+        derived[(key, WEEKLY)] = _counted(stores, key, WEEKLY, sorted({sunday_of(day) for day in days}))
     return replace(report, load=replace(report.load, symbols=symbols), derived=replace(report.derived, days=derived))
 
 
-def _counted(stores: Stores, key: str, code: str, opens: Sequence[date], length: timedelta) -> pl.DataFrame:
-    """Return frame[date, rows, complete]: the winning bars of partitions that open on these days."""
-    rows = []
-    for day in opens:
-        bars = stores.bars.winners(key, code, midnight(day), midnight(day) + length, ["ts", "complete"])
-        rows.append((day, bars.height, int(bars["complete"].sum())))
-    return pl.DataFrame(rows, schema={"date": pl.Date, "rows": pl.UInt32, "complete": pl.UInt32}, orient="row")
+def _counted(stores: Stores, key: str, code: str, opens: Sequence[date]) -> pl.DataFrame:
+    """Return frame[date, rows, complete]: the winning bars of windows that open on these days."""
+    from market_pipeline.history.derive import count_days
+
+    held = pl.concat(
+        stores.bars.winners(key, code, midnight(first), midnight(last), ["ts", "complete"])
+        for first, last in ranges_of(opens)
+    )
+    return pl.DataFrame({"date": opens}).join(count_days(held), on="date", how="left").fill_null(0)

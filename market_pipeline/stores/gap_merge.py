@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from itertools import pairwise, repeat
 
 from market_pipeline.market.gaps import LOST, NOT_LOADED, PENDING_SETTLE, VENDOR_MISSING
+from market_pipeline.market.timeframes import MINUTE
 
-MINUTE = timedelta(minutes=1)
 OPEN, CONFIRMED, GIVEN_UP, REPAIRED = "open", "confirmed", "given_up", "repaired"
 STATES = (OPEN, CONFIRMED, GIVEN_UP, REPAIRED)
 STANDING = (OPEN, CONFIRMED, GIVEN_UP)

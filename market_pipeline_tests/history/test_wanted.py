@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from market_pipeline.errors import BadRange, UnknownSymbol
-from market_pipeline.history.wanted import midnight, minutes_of, resolve, subtract
+from market_pipeline.history.wanted import minutes_of, resolve, subtract
 from market_pipeline.market.instruments import parse_instruments
+from market_pipeline.market.timeframes import midnight
 from market_pipeline.stores.vendor_requests import merged
 
 INSTRUMENTS = parse_instruments(

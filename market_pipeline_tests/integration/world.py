@@ -17,11 +17,11 @@ from market_pipeline.history import DeriveReport, LoadReport, derive_bars, load_
 from market_pipeline.history.runtime import utc_now
 from market_pipeline.local.clickhouse.process import ServerProcess
 from market_pipeline.market.timeframes import DERIVED
-from market_pipeline.settings import ClickHouseSettings, Settings, VendorSettings
+from market_pipeline.settings import Settings, VendorSettings
 from market_pipeline.simulator.server import SimulatorProcess
 from market_pipeline.simulator.truth import minutes as truth_minutes
 from market_pipeline.stores.clickhouse import connect
-from market_pipeline_tests.servers import NatsProcess
+from market_pipeline_tests.servers import NatsProcess, new_database
 
 Days = list[tuple[date, date]]
 
@@ -83,13 +83,7 @@ def make_settings(
     settings = Settings(
         home=home,
         nats=nats.settings,
-        clickhouse=ClickHouseSettings(
-            host=clickhouse.host,
-            port=clickhouse.port,
-            user=clickhouse.user,
-            password=SecretStr(clickhouse.password),
-            database=f"market_{secrets.token_hex(4)}",
-        ),
+        clickhouse=new_database(clickhouse),
         vendor=VendorSettings(
             base_url=vendor.base_url,
             api_key=SecretStr(vendor.api_key),

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from pydantic import SecretStr
 
 from market_pipeline import payload
 from market_pipeline.bus.envelope import BatchHeaders, EncodedBatch, now_ms
@@ -27,6 +26,7 @@ from market_pipeline.market.digest import value_digest
 from market_pipeline.market.timeframes import from_ms, to_ms
 from market_pipeline.settings import ClickHouseSettings, LiveSettings, NatsSettings, Settings
 from market_pipeline.stores.clickhouse import Client, connect
+from market_pipeline_tests.servers import new_database
 from market_pipeline_tests.stores.frames import bar
 
 SYMBOLS = ("EURUSD", *(f"SYM{number:02d}" for number in range(1, 20)))
@@ -72,13 +72,7 @@ class ClickHouse:
     def settings(self) -> ClickHouseSettings:
         """Reach it, with a database that does not exist yet."""
         assert self._server is not None
-        return ClickHouseSettings(
-            host=self._server.host,
-            port=self.port,
-            user=self._server.user,
-            password=SecretStr(self._server.password),
-            database=f"market_{secrets.token_hex(4)}",
-        )
+        return new_database(self._server)
 
 
 def settings_of(home: Path, nats: NatsSettings, clickhouse: ClickHouseSettings, **live: Any) -> Settings:

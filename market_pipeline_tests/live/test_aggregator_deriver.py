@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -15,7 +14,6 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import SecretStr
 
 from market_pipeline.bus.streams import HISTORY, LIVE
 from market_pipeline.bus.throttle import HISTORY_SERVICE, Throttle
@@ -28,12 +26,12 @@ from market_pipeline.local.clickhouse import process
 from market_pipeline.local.clickhouse.process import ServerProcess
 from market_pipeline.market.aggregation import fold
 from market_pipeline.market.timeframes import DERIVED, timeframe
-from market_pipeline.settings import ClickHouseSettings, Settings
+from market_pipeline.settings import Settings
 from market_pipeline.stores import Stores, open_stores
 from market_pipeline.stores.seconds import AllBarStore
 from market_pipeline.tasks import end_tasks
 from market_pipeline_tests.live.aggregating import EUR, MINUTE, T0, Bench, at, eventually, open_bench
-from market_pipeline_tests.servers import NatsProcess
+from market_pipeline_tests.servers import NatsProcess, new_database
 from market_pipeline_tests.stores.frames import bar
 
 
@@ -93,13 +91,7 @@ def settings_of(home: Path, nats: NatsProcess, clickhouse: ServerProcess) -> Set
     return Settings(
         home=home,
         nats=nats.settings,
-        clickhouse=ClickHouseSettings(
-            host=clickhouse.host,
-            port=clickhouse.port,
-            user=clickhouse.user,
-            password=SecretStr(clickhouse.password),
-            database=f"market_{secrets.token_hex(4)}",
-        ),
+        clickhouse=new_database(clickhouse),
     )
 
 

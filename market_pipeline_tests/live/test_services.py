@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -22,12 +21,12 @@ from market_pipeline.live.collector_service import CollectorService
 from market_pipeline.live.service import LiveService, ServiceHealth
 from market_pipeline.local.clickhouse import process
 from market_pipeline.market.live_facts import LiveRules
-from market_pipeline.settings import ClickHouseSettings, LiveSettings, Settings, StreamSettings, load_settings
+from market_pipeline.settings import LiveSettings, Settings, StreamSettings, load_settings
 from market_pipeline.stores import open_stores
 from market_pipeline.stores.seconds import AllBarStore
 from market_pipeline_tests.live.aggregating import EUR, MINUTE, T0, eventually, open_bench
 from market_pipeline_tests.live.collecting import BTC, ETH, settings, trade
-from market_pipeline_tests.servers import NatsProcess
+from market_pipeline_tests.servers import NatsProcess, new_database
 from market_pipeline_tests.vendors.stream_vendor import StreamVendor, status
 
 
@@ -194,13 +193,7 @@ async def test_an_aggregator_makes_bars_derives_and_says_what_it_does(server: Na
             nats=server.settings,
             stream=StreamSettings(lease_ttl_s=1.0),
             live=LiveSettings(look_back=timedelta(minutes=1), lateness=timedelta(minutes=1), silent_s=60),
-            clickhouse=ClickHouseSettings(
-                host=clickhouse.host,
-                port=clickhouse.port,
-                user=clickhouse.user,
-                password=SecretStr(clickhouse.password),
-                database=f"market_{secrets.token_hex(4)}",
-            ),
+            clickhouse=new_database(clickhouse),
         )
         with pytest.raises(SettingsError):
             AggregatorService(good, ())

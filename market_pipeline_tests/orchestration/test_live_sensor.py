@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,6 +29,13 @@ from market_pipeline.orchestration.run_log import service_log
 from market_pipeline.settings import Settings
 
 STARTED, FAILURE = dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.FAILURE
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    """Give an instance on disk: two threads must not share the one connection of an ephemeral one."""
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        yield instance
 
 
 def looking() -> str:
@@ -73,16 +82,16 @@ def test_a_run_that_waits_in_the_queue_is_on_its_way_too() -> None:
 
 
 def test_a_busy_run_beats_all_the_same_and_learns_that_it_shall_end(
-    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+    kept: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch, "BEAT_EVERY_S", 0.05)
-    run = live_run(instance, beat_ago=None)
-    with RunWatch(instance, run.run_id, logging.getLogger("test")) as beating:
-        found = instance.get_run_by_id(run.run_id)
+    run = live_run(kept, beat_ago=None)
+    with RunWatch(kept, run.run_id, logging.getLogger("test")) as beating:
+        found = kept.get_run_by_id(run.run_id)
         assert found is not None
         assert not beating.over.is_set()
-        instance.report_run_failed(found)
-        assert beating.over.wait(10)
+        kept.report_run_failed(found)
+        assert beating.over.wait(60)
 
 
 def test_an_orphan_that_died_is_reported_and_replaced(defs: dg.Definitions, instance: dg.DagsterInstance) -> None:
@@ -143,12 +152,12 @@ def test_a_storage_that_is_away_ends_nothing(instance: dg.DagsterInstance) -> No
 
 
 def test_a_run_that_shall_end_learns_so_even_if_it_cannot_say_it(
-    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+    kept: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch, "BEAT_EVERY_S", 0.05)
-    run = create_run_for_test(instance, job_name=LIVE_INGESTION, status=FAILURE, tags=LIVE_TAGS)
-    with RunWatch(instance, run.run_id, Closed()) as beating:
-        assert beating.over.wait(10)
+    run = create_run_for_test(kept, job_name=LIVE_INGESTION, status=FAILURE, tags=LIVE_TAGS)
+    with RunWatch(kept, run.run_id, Closed()) as beating:
+        assert beating.over.wait(60)
 
 
 def test_a_log_that_is_away_does_not_end_a_report(

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
 
 import pytest
-from pydantic import SecretStr
 
 from market_pipeline.local.clickhouse.process import ServerProcess, start
 from market_pipeline.settings import ClickHouseSettings
 from market_pipeline.stores import migrations
 from market_pipeline.stores.clickhouse import Client, connect
+from market_pipeline_tests.servers import new_database
 
 
 @pytest.fixture(scope="session")
@@ -20,20 +19,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         yield process
 
 
-def settings_of(server: ServerProcess, database: str | None = None) -> ClickHouseSettings:
-    return ClickHouseSettings(
-        host=server.host,
-        port=server.port,
-        user=server.user,
-        password=SecretStr(server.password),
-        database=database or f"test_{secrets.token_hex(6)}",
-    )
-
-
 @pytest.fixture(scope="module")
 def clickhouse(server: ServerProcess) -> ClickHouseSettings:
     """Settings that reach the server and name a database that does not exist yet."""
-    return settings_of(server)
+    return new_database(server)
 
 
 @pytest.fixture(scope="module")

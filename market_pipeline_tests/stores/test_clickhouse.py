@@ -16,7 +16,7 @@ from market_pipeline.errors import StoreAuthError, StoreQueryError, StoreUnreach
 from market_pipeline.local.clickhouse.process import ServerProcess
 from market_pipeline.settings import ClickHouseSettings
 from market_pipeline.stores.clickhouse import AUTH_CODES, TRANSIENT_CODES, Client, connect, probe, translate
-from market_pipeline_tests.stores.conftest import settings_of
+from market_pipeline_tests.servers import new_database
 from market_pipeline_tests.stores.frames import utc
 
 
@@ -112,7 +112,7 @@ def test_the_server_goes_away_and_comes_back(tmp_path_factory: pytest.TempPathFa
 
     folder = tmp_path_factory.mktemp("restarted")
     with start(folder) as first:
-        settings = settings_of(first)
+        settings = new_database(first)
         client = connect(settings)
         probe(client)
         first.kill()
@@ -124,7 +124,7 @@ def test_the_server_goes_away_and_comes_back(tmp_path_factory: pytest.TempPathFa
 
 
 def test_probe_needs_no_schema_and_leaves_a_working_table(server: ServerProcess) -> None:
-    client = connect(settings_of(server))
+    client = connect(new_database(server))
     assert 0 < probe(client) < 5
     assert 0 < probe(client) < 5
     client.command("DROP DATABASE {name:Identifier}", {"name": client.database}, in_database=False)

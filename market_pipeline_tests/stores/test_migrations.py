@@ -12,7 +12,7 @@ from market_pipeline.local.clickhouse.process import ServerProcess
 from market_pipeline.stores import migrations
 from market_pipeline.stores.clickhouse import Client, connect
 from market_pipeline.stores.gap_ledger import GapLedger
-from market_pipeline_tests.stores.conftest import settings_of
+from market_pipeline_tests.servers import new_database
 
 NAMES = [
     "bars",
@@ -30,7 +30,7 @@ NAMES = [
 
 @pytest.fixture
 def fresh(server: ServerProcess) -> Iterator[Client]:
-    client = connect(settings_of(server))
+    client = connect(new_database(server))
     yield client
     client.command("DROP DATABASE IF EXISTS {name:Identifier}", {"name": client.database}, in_database=False)
     client.close()

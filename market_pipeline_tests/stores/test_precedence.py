@@ -18,7 +18,7 @@ from market_pipeline.stores.bars import BarStore
 from market_pipeline.stores.clickhouse import Client, connect
 from market_pipeline.stores.precedence import cluster_of, follow, in_force, view
 from market_pipeline_tests.market.frames import START, minute_bars, utc
-from market_pipeline_tests.stores.conftest import settings_of
+from market_pipeline_tests.servers import new_database
 from market_pipeline_tests.stores.frames import raw_rows
 
 VENDOR_FIRST = ("vendor_historical", *PRECEDENCE[:3])
@@ -27,7 +27,7 @@ END = utc(2024, 1, 9)
 
 @pytest.fixture
 def fresh(server: ServerProcess) -> Iterator[Client]:
-    client = connect(settings_of(server))
+    client = connect(new_database(server))
     migrations.apply(client)
     yield client
     client.command("DROP DATABASE IF EXISTS {name:Identifier}", {"name": client.database}, in_database=False)

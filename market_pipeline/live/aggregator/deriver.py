@@ -19,7 +19,7 @@ from market_pipeline.history.runtime import Runtime, open_runtime, utc_now
 from market_pipeline.live.aggregator.touched import Touched, Window, intervals
 from market_pipeline.live.aggregator.unstored import ASKED_AT_ONCE, Unstored
 from market_pipeline.market.instruments import Instrument
-from market_pipeline.market.timeframes import DERIVED
+from market_pipeline.market.timeframes import DERIVED, MINUTE
 from market_pipeline.settings import Settings
 from market_pipeline.stores.vendor_requests import merged
 from market_pipeline.tasks import pause, unless
@@ -30,7 +30,6 @@ EVERY_S = 1.0
 WAIT = timedelta(seconds=3)
 LOOK_BACK = timedelta(days=2)
 AGAIN_S = 5.0
-MINUTE = timedelta(minutes=1)
 STUCK_AFTER_S = 60.0
 # After so long the windows of a flush that is not stored are made of what is there, and again once it is.
 LATE_AFTER_S = 600.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from datetime import timedelta
 
 import polars as pl
 import structlog
@@ -16,11 +15,9 @@ from market_pipeline.history.runtime import Runtime
 from market_pipeline.live.repair.losses import lost_minutes
 from market_pipeline.market.bars import BAR_SCHEMA, LIVE_AGGREGATED
 from market_pipeline.market.instruments import Instrument
-from market_pipeline.market.timeframes import to_ms
+from market_pipeline.market.timeframes import MILLISECOND, to_ms
 
 log = structlog.get_logger(__name__)
-
-MILLISECOND = timedelta(milliseconds=1)
 
 
 def complete_though_late(rt: Runtime, instrument: Instrument, losses: Sequence[LossInterval]) -> pl.DataFrame:

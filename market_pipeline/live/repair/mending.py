@@ -23,12 +23,10 @@ from market_pipeline.history.wanted import minutes_of
 from market_pipeline.live.repair.demote import complete_though_late, demote
 from market_pipeline.market.bars import LIVE_GAP_FILLED
 from market_pipeline.market.instruments import Instrument
-from market_pipeline.market.timeframes import DERIVED
+from market_pipeline.market.timeframes import DERIVED, MINUTE
 from market_pipeline.stores.vendor_requests import Interval, merged
 
 log = structlog.get_logger(__name__)
-
-MINUTE = timedelta(minutes=1)
 
 
 class Mender:

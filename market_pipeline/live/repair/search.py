@@ -10,11 +10,11 @@ import polars as pl
 from market_pipeline.bus.losses import LossInterval
 from market_pipeline.history.coverage import due_until
 from market_pipeline.history.runtime import Runtime
-from market_pipeline.history.wanted import midnight
 from market_pipeline.live.repair.losses import whole
 from market_pipeline.market.gaps import classify, lacking_minutes, runs
 from market_pipeline.market.instruments import Instrument
 from market_pipeline.market.sessions import calendar
+from market_pipeline.market.timeframes import midnight
 from market_pipeline.settings import Settings
 from market_pipeline.stores.gap_merge import OPEN
 from market_pipeline.stores.vendor_requests import Interval, merged

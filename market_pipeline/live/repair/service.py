@@ -22,13 +22,12 @@ from market_pipeline.errors import (
 )
 from market_pipeline.history.coverage import due_until
 from market_pipeline.history.runtime import Clock, Runtime, open_runtime, utc_now
-from market_pipeline.history.wanted import midnight
 from market_pipeline.live.repair.losses import KnownLosses, lost_minutes
 from market_pipeline.live.repair.mending import Mender
 from market_pipeline.live.repair.search import asks_apart, end_of_history, search, settled
 from market_pipeline.live.service import Fact, ServiceHealth
 from market_pipeline.market.instruments import Instrument
-from market_pipeline.market.timeframes import floor
+from market_pipeline.market.timeframes import floor, midnight
 from market_pipeline.settings import Settings
 from market_pipeline.stores.gap_merge import OPEN
 from market_pipeline.stores.vendor_requests import Interval

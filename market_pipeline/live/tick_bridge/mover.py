@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 
 import structlog
 
@@ -29,13 +28,12 @@ from market_pipeline.live.tick_bridge.meter import Counts, Meter
 from market_pipeline.live.tick_bridge.patient_store import PatientStore, TermEnded
 from market_pipeline.live.tick_bridge.place import Place, resume
 from market_pipeline.live.tick_bridge.source import OrderedSource
+from market_pipeline.market.timeframes import MILLISECOND
 from market_pipeline.stores.ticks import BatchResult, Outcome, TickStore
 from market_pipeline.stores.ticks.losses import TickLoss
 from market_pipeline.tasks import end_tasks
 
 log = structlog.get_logger(__name__)
-
-MILLISECOND = timedelta(milliseconds=1)
 
 
 class TickMover:

@@ -12,13 +12,13 @@ import polars as pl
 from market_pipeline.market.gaps import missing_minutes
 from market_pipeline.market.instruments import Instrument, Instruments
 from market_pipeline.market.sessions import calendar
-from market_pipeline.market.timeframes import TIMEFRAMES, ceil, floor
+from market_pipeline.market.timeframes import TIMEFRAMES, ceil, floor, midnight
 from market_pipeline.orchestration.checks.agreement_rules import differences, judge_agreement
 from market_pipeline.orchestration.checks.freshness_rules import judge_freshness
 from market_pipeline.orchestration.checks.gap_rules import GAP_SCHEMA, OPEN, judge_gaps, unexplained_runs
 from market_pipeline.orchestration.checks.live_rules import judge_live
 from market_pipeline.orchestration.checks.sanity_rules import judge_sanity
-from market_pipeline.orchestration.checks.scope import Scope, chunks, clipped, midnight, to_scope
+from market_pipeline.orchestration.checks.scope import Scope, chunks, clipped, to_scope
 from market_pipeline.orchestration.checks.verdict import Verdict
 from market_pipeline.orchestration.wanted import Wanted
 from market_pipeline.settings import HistorySettings, Settings

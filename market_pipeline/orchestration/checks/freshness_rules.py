@@ -9,9 +9,9 @@ import polars as pl
 
 from market_pipeline.market.instruments import Instrument
 from market_pipeline.market.sessions import calendar
+from market_pipeline.market.timeframes import MINUTE
 from market_pipeline.orchestration.checks.verdict import Verdict
 
-MINUTE = timedelta(minutes=1)
 NIGHTLY_GRACE = timedelta(hours=2)
 """So long after midnight UTC the nightly run has had its time: the day before is then due."""
 ALLOWED = 60

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 import dagster as dg
 
 from market_pipeline.market.instruments import Instruments
+from market_pipeline.market.timeframes import midnight
 from market_pipeline.orchestration.partitions import BarPartitions
 from market_pipeline.orchestration.run_identity import partition_keys_of
 from market_pipeline.orchestration.wanted import Wanted, ranges_of, wanted_days, wanted_weeks
@@ -34,11 +35,6 @@ def last_days(instruments: Instruments, today: date) -> Wanted:
         for instrument in instruments
         if instrument.history_start <= today
     }
-
-
-def midnight(day: date) -> datetime:
-    """Return the UTC midnight at which a day opens."""
-    return datetime.combine(day, time(), tzinfo=UTC)
 
 
 def to_scope(wanted: Wanted) -> Scope:

@@ -13,11 +13,10 @@ from market_pipeline.errors import StoreError
 from market_pipeline.live.service import ServiceHealth
 from market_pipeline.market.instruments import Instrument
 from market_pipeline.market.sessions import calendar
-from market_pipeline.market.timeframes import DERIVED
+from market_pipeline.market.timeframes import DERIVED, midnight
 from market_pipeline.orchestration.assets.derived import WEEKLY, bars_key
 from market_pipeline.orchestration.assets.minutes import MINUTES
 from market_pipeline.orchestration.assets.ticks import TICKS
-from market_pipeline.orchestration.checks.scope import midnight
 from market_pipeline.orchestration.event_metadata import PARTIAL, Metadata, frame_table
 from market_pipeline.orchestration.live.judge import live_evaluations
 from market_pipeline.orchestration.partitions import BarPartitions, materialization, partition_key, sunday_of

@@ -9,19 +9,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import polars as pl
 from psycopg import sql
 
 from market_pipeline.errors import StoreQueryError
+from market_pipeline.market.timeframes import MILLISECOND
 from market_pipeline.stores.ticks.batch import BatchResult, Outcome, StoreReport, TickBatch
 from market_pipeline.stores.ticks.connection import AsyncConnection, rows
 from market_pipeline.stores.ticks.copy_format import COLUMNS, encode_rows
 from market_pipeline.stores.ticks.losses import LEASE, TickLoss, parameters
 from market_pipeline.stores.ticks.sql_files import load_sql
-
-_MILLISECOND = timedelta(milliseconds=1)
 
 
 @dataclass(slots=True)
@@ -197,7 +196,7 @@ async def _supersede(
 
 def _loss(batch: TickBatch, reign: _Reign) -> TickLoss | None:
     """Return what a fenced batch may have had alone: its time before the first tick of the epoch that reigns."""
-    end = batch.last_ts + _MILLISECOND
+    end = batch.last_ts + MILLISECOND
     if reign.first_ts is not None and reign.epoch > batch.epoch:
         end = min(end, reign.first_ts)
     if end <= batch.first_ts:
