@@ -41,6 +41,10 @@ class BatchNumbers:
 
         Where nothing is known of what went before, nothing is missing. Ticks come late by LOSS_MARGIN at most, as where
         a session ends: so far before the last sign of life and behind the first tick of this batch one may be missing.
+
+        A collector that takes over says since when ticks may be lost by what it finds in the stream. Where that was
+        wiped it finds nothing, or the last but one batch, while its predecessor's last is still on its way: whoever
+        reads both sees the time between them.
         """
         known = self.last.get(headers.symbol)
         if known is not None and headers.epoch < known.epoch:
@@ -49,12 +53,13 @@ class BatchNumbers:
         if again:
             return None
         self.last[headers.symbol] = Numbered(headers.epoch, headers.number, to_ms(headers.alive_at))
-        if known is None or not known.number or not headers.number:
+        if known is None or not headers.number:
             return None
-        awaited = known.number + 1 if headers.epoch == known.epoch else 1
-        if headers.number - headers.covers < awaited:
-            return None
-        alive_at = from_ms(known.alive_ms)
+        alive_at, taken_over = from_ms(known.alive_ms), headers.epoch != known.epoch
+        awaited = 1 if taken_over else known.number + 1
+        if not known.number or headers.number - headers.covers < awaited:
+            answers_from = headers.session_started if headers.lost_from is None else headers.lost_from
+            return (alive_at - LOSS_MARGIN, answers_from) if taken_over and answers_from > alive_at else None
         return alive_at - LOSS_MARGIN, max(alive_at, headers.first_ts or headers.alive_at) + LOSS_MARGIN
 
     def forget(self, symbols: Iterable[str]) -> None:

@@ -98,7 +98,13 @@ def test_what_is_published_in_place_of_others_stands_for_their_numbers(
     told = _loss_of(given_up)
     assert (told is None) == all(each.heartbeat for each in given_up)
     instead = replace(told or given_up[-1], covers=_covered(given_up))
-    assert holes([*every[:begin], instead, *every[begin + count + 1 :]]) == []
+    found = holes([*every[:begin], instead, *every[begin + count + 1 :]])
+    if begin and any(each.number == 1 for each in given_up) and instead.lost_from is not None:
+        # That a collector's first session reached back to its predecessor's last word went with its first batch.
+        between = (every[begin - 1].alive_at - LOSS_MARGIN, instead.lost_from)
+        assert found in ([], [between])
+    else:
+        assert found == []
 
 
 def test_the_time_of_a_loss_reaches_from_the_last_sign_of_life_to_the_next_tick() -> None:
@@ -125,3 +131,25 @@ def test_what_is_forgotten_is_told_otherwise() -> None:
     assert BatchNumbers().begins_later(every[3])
     assert not BatchNumbers().begins_later(every[0])
     assert not numbers.begins_later(every[4])
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize(
+    ("lost_from", "expected"),
+    [
+        (None, [(T0 - LOSS_MARGIN, T0 + 60 * SECOND)]),  # it found nothing in a stream that had been wiped
+        (T0 + 20 * SECOND, [(T0 - LOSS_MARGIN, T0 + 20 * SECOND)]),
+        (T0 - SECOND, []),  # it says so itself
+    ],
+)
+def test_nobody_answers_for_the_time_between_two_collectors(
+    lost_from: datetime | None, expected: list[tuple[datetime, datetime]], restarted: bool
+) -> None:
+    before, after = sent([1, 1], [])
+    after = replace(after, session_started=T0 + 60 * SECOND, alive_at=T0 + 61 * SECOND, lost_from=lost_from)
+    numbers = BatchNumbers()
+    assert numbers.missed(before) is None
+    if restarted:
+        numbers.forget(["A"])  # any number may come next, but not any time
+    found = [each for each in (numbers.missed(after), numbers.missed(replace(after, number=2))) if each is not None]
+    assert found == expected
