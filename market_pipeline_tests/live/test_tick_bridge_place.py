@@ -85,3 +85,14 @@ def test_meter_forgets() -> None:
     assert meter.latency_ms() == (15.0, 19.9)
     now[0] = 65.0
     assert (meter.ticks_per_s(), meter.latency_ms()) == (0.0, None)
+
+
+def test_a_collector_that_found_nothing_of_the_one_before_leaves_time_for_which_nobody_answers() -> None:
+    """As behind a wiped stream: the place tells, also where it was kept by one who died."""
+    before = (1, replace(headers("A", T0), number=1))
+    after = (2, replace(headers("A", None, T0 + 4 * MINUTE), epoch=2, number=1, session_started=T0 + 3 * MINUTE))
+    place, _ = Place("one", 0).numbered([before])
+    expected = [("A", T0 - LOSS_MARGIN, T0 + 3 * MINUTE, "missing")]
+    for known in (place, place.unnumbered()):
+        _, losses = known.numbered([after])
+        assert [(loss.symbol, loss.start, loss.end, loss.cause) for loss in losses] == expected
