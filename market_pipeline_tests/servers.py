@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import secrets
 import shutil
 import signal
@@ -121,9 +122,10 @@ class NatsProcess:
         self._end(signal.SIGKILL)
 
     def pause(self) -> None:
-        """Freeze the server: connections stay open and nothing answers."""
+        """Freeze the server: connections stay open and nothing answers, once this returns."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
+        os.waitpid(self._process.pid, os.WUNTRACED)  # each of its threads stands still
 
     def resume(self) -> None:
         """Let a frozen server go on."""

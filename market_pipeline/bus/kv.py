@@ -8,7 +8,7 @@ import msgspec
 import nats.errors
 import structlog
 from nats.js import JetStreamContext, api
-from nats.js.errors import APIError, BucketNotFoundError, KeyNotFoundError, NoKeysError
+from nats.js.errors import APIError, BucketNotFoundError, KeyNotFoundError
 from nats.js.errors import Error as JetStreamError
 from nats.js.kv import KeyValue
 
@@ -60,19 +60,21 @@ async def open_bucket(
         raise bus_error(error, f"bucket {name}") from error
 
 
-async def values_of(bucket: KeyValue, kind: type[T], what: str) -> list[T]:
+async def values_of(js: JetStreamContext, bucket: KeyValue, kind: type[T], what: str) -> list[T]:
     """Return every value of a bucket, as JSON of this kind; what cannot be read is said and left out.
+
+    The server lists the keys: `KeyValue.keys()` watches for them, and now and then finds none or too few, where the
+    first ones come before it has asked how many there are.
 
     Raises:
         BusUnreachable: JetStream does not answer; `what` is named.
     """
     found: list[T] = []
     try:
-        try:
-            keys = await bucket.keys()
-        except NoKeysError:
-            keys = []
-        for key in keys:
+        name = (await bucket.status()).bucket
+        prefix = f"$KV.{name}."
+        subjects = (await js.stream_info(f"KV_{name}", subjects_filter=f"{prefix}>")).state.subjects or {}
+        for key in sorted(subject.removeprefix(prefix) for subject in subjects):
             try:
                 found.append(msgspec.json.decode((await bucket.get(key)).value or b"", type=kind))
             except KeyNotFoundError:
