@@ -20,7 +20,7 @@ from market_pipeline.instruments_file import load_instruments
 from market_pipeline.market import timeframes
 from market_pipeline.market.instruments import Instrument
 from market_pipeline.market.ticks import TICK_SCHEMA
-from market_pipeline.market.timeframes import Timeframe
+from market_pipeline.market.timeframes import Timeframe, midnight
 from market_pipeline.settings import ClickHouseSettings, Settings, load_settings
 from market_pipeline.stores.bars import BarStore
 from market_pipeline.stores.clickhouse import Client, connect
@@ -93,7 +93,7 @@ def bars(
         raise BadRange(f"the range starts in the future ({first.isoformat()})")
     if last <= first:
         raise BadRange(f"the range ends ({last.isoformat()}) at or before its start ({first.isoformat()})")
-    history = datetime.combine(instrument.history_start, time(), UTC)
+    history = midnight(instrument.history_start)
     if last <= history:
         raise BadRange(
             f"the range ends ({last.isoformat()}) before the history of {instrument.symbol} starts "

@@ -60,8 +60,8 @@ async def open_bucket(
         raise bus_error(error, f"bucket {name}") from error
 
 
-async def values_of(js: JetStreamContext, bucket: KeyValue, kind: type[T], what: str) -> list[T]:
-    """Return every value of a bucket, as JSON of this kind; what cannot be read is said and left out.
+async def values_of(js: JetStreamContext, bucket: KeyValue, name: str, kind: type[T], what: str) -> list[T]:
+    """Return every value of the bucket of this name, as JSON of this kind; what cannot be read is said and left out.
 
     The server lists the keys: `KeyValue.keys()` watches for them, and now and then finds none or too few, where the
     first ones come before it has asked how many there are.
@@ -71,7 +71,6 @@ async def values_of(js: JetStreamContext, bucket: KeyValue, kind: type[T], what:
     """
     found: list[T] = []
     try:
-        name = (await bucket.status()).bucket
         prefix = f"$KV.{name}."
         subjects = (await js.stream_info(f"KV_{name}", subjects_filter=f"{prefix}>")).state.subjects or {}
         for key in sorted(subject.removeprefix(prefix) for subject in subjects):

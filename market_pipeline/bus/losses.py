@@ -80,7 +80,7 @@ class LossBucket:
         Raises:
             BusUnreachable: JetStream does not answer.
         """
-        losses = await values_of(self._bus.js, await self._open(), LossInterval, "losses")
+        losses = await values_of(self._bus.js, await self._open(), LOSS_BUCKET, LossInterval, "losses")
         return sorted(losses, key=lambda loss: (loss.symbol, loss.start, loss.end))
 
     async def remove(self, losses: Sequence[LossInterval]) -> None:

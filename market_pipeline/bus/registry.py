@@ -73,7 +73,9 @@ class ServiceRegistry:
         Raises:
             BusUnreachable: JetStream does not answer.
         """
-        found = await values_of(self._bus.js, await self._open(), ServiceReport, "the registry of services")
+        found = await values_of(
+            self._bus.js, await self._open(), SERVICE_BUCKET, ServiceReport, "the registry of services"
+        )
         return sorted(found, key=lambda each: (each.name, each.instance))
 
     async def leave(self, reports: Sequence[ServiceReport]) -> None:

@@ -57,10 +57,12 @@ class BatchNumbers:
             return None
         alive_at, taken_over = from_ms(known.alive_ms), headers.epoch != known.epoch
         awaited = 1 if taken_over else known.number + 1
-        if not known.number or headers.number - headers.covers < awaited:
-            answers_from = headers.session_started if headers.lost_from is None else headers.lost_from
-            return (alive_at - LOSS_MARGIN, answers_from) if taken_over and answers_from > alive_at else None
-        return alive_at - LOSS_MARGIN, max(alive_at, headers.first_ts or headers.alive_at) + LOSS_MARGIN
+        if known.number and headers.number - headers.covers >= awaited:
+            return alive_at - LOSS_MARGIN, max(alive_at, headers.first_ts or headers.alive_at) + LOSS_MARGIN
+        answers_from = headers.lost_from or headers.session_started
+        if taken_over and answers_from > alive_at:
+            return alive_at - LOSS_MARGIN, answers_from
+        return None
 
     def forget(self, symbols: Iterable[str]) -> None:
         """Expect any number next: what is missing is told otherwise."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import polars as pl
 
 from market_pipeline.market.instruments import Instruments
+from market_pipeline.market.timeframes import midnight
 from market_pipeline.orchestration.partitions import split_key
 from market_pipeline.orchestration.pictures import coverage_strip, sparkline
 
@@ -77,7 +78,7 @@ def derived_metadata(
         out[str(key)] = {
             "dagster/partition_row_count": count,
             "complete bars": sum(r["complete"] for r in rows),
-            PARTIAL: datetime.combine(day, time(), UTC) + length > now - settle,
+            PARTIAL: midnight(day) + length > now - settle,
         }
     for partition, last in _summary_keys(keys, shown):
         symbols = _symbols(partition, instruments)

@@ -52,7 +52,7 @@ async def test_fetch_takes_what_is_there_without_waiting_for_more(nc: Client, js
         assert time.monotonic() - started < 20
         started = time.monotonic()
         assert await consumer.fetch(64, 0.3) == []
-        assert time.monotonic() - started > 0.25
+        assert 0.25 < time.monotonic() - started < 20
 
 
 async def test_fetch_returns_with_the_first_that_comes(nc: Client, js: JetStreamContext) -> None:
@@ -143,12 +143,13 @@ async def test_lag_counts_and_ages(nc: Client, js: JetStreamContext) -> None:
 
 async def test_a_consumer_that_was_deleted_is_created_anew(nc: Client, js: JetStreamContext) -> None:
     async with BatchConsumer(nc, js, HISTORY) as consumer:
-        fetching = asyncio.create_task(consumer.fetch(64, 30))
+        fetching = asyncio.create_task(consumer.fetch(64, 10))
         await asyncio.sleep(0.2)
         await js.delete_consumer(HISTORY, BRIDGE)
         assert await fetching == []
         await fill(js, 2)
-        assert len(await consumer.fetch(64, 2)) == 2
+        came = await consumer.fetch(64, 20)  # of two, the second may come a moment later
+        assert len(came if len(came) == 2 else [*came, *await consumer.fetch(64, 20)]) == 2
         assert consumer.resubscribed >= 1
 
 

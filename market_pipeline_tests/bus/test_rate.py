@@ -94,7 +94,7 @@ async def test_a_later_run_remembers_the_earlier_one(nc: Client) -> None:
         await first.acquire()
     second = KvRateGate(nc, "later-run", 3, 1.0)
     await second.acquire()
-    assert time.monotonic() - started > 0.9
+    assert 0.9 < time.monotonic() - started < 20
 
 
 async def test_other_keys_have_their_own_rate(nc: Client) -> None:

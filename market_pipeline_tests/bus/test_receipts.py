@@ -16,7 +16,7 @@ async def test_a_run_hears_of_its_batches_and_of_no_others(nc: Client) -> None:
         assert await inbox.wait(20) == {2**63 - 1: "stored", 5: "rejected"}
         started = time.monotonic()
         assert await inbox.wait(0.2) == {}
-        assert time.monotonic() - started > 0.15
+        assert 0.15 < time.monotonic() - started < 20
 
 
 async def test_what_has_come_is_taken_together(nc: Client) -> None:

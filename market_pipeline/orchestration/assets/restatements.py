@@ -6,13 +6,14 @@ begin years before this platform knew anything, as rows of empty reports.
 """
 # no `from __future__ import annotations`: Dagster reads the annotations of what it calls
 
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 import dagster as dg
 import polars as pl
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 from pydantic import Field
 
+from market_pipeline.market.timeframes import midnight
 from market_pipeline.orchestration.assets.derived import DAILY_DERIVED, WEEKLY, bars_key
 from market_pipeline.orchestration.assets.minutes import MINUTES, POOL
 from market_pipeline.orchestration.event_metadata import Metadata, frame_table
@@ -77,7 +78,7 @@ def build_restatements() -> dg.AssetsDefinition:
         today = datetime.now(UTC).date()
         first, end = config.range(today)
         with readable_failures(), stores.open() as opened:
-            frame = opened.restatements.by_day(datetime.combine(first, time(), UTC), datetime.combine(end, time(), UTC))
+            frame = opened.restatements.by_day(midnight(first), midnight(end))
         metadata = report_metadata(frame, first, end, today)
         context.log.info(f"{first} to {end - timedelta(days=1)}: {_sentence(frame)}")
         return dg.MaterializeResult(metadata=metadata)

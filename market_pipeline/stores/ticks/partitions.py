@@ -7,12 +7,13 @@ A partition is created as a table of its own and then attached, which other writ
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 import structlog
 from psycopg import sql
 
 from market_pipeline.errors import StoreUnreachable
+from market_pipeline.market.timeframes import midnight
 from market_pipeline.stores.ticks.connection import AsyncConnection, rows
 from market_pipeline.stores.ticks.sql_files import load_sql
 
@@ -91,7 +92,7 @@ async def drop_before(connection: AsyncConnection, cutoff: date) -> int:
 
 
 async def _create(connection: AsyncConnection, day: date) -> None:
-    start = datetime.combine(day, time(), UTC)
+    start = midnight(day)
     await connection.execute(sql.SQL(load_sql("partition_create")).format(partition=_name(day)))
     await connection.execute(
         sql.SQL(load_sql("partition_attach")).format(

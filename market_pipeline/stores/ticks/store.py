@@ -21,6 +21,7 @@ import structlog
 
 from market_pipeline.errors import BadRange, StoreQueryError
 from market_pipeline.market.ticks import TICK_SCHEMA, check_tick_columns
+from market_pipeline.market.timeframes import midnight
 from market_pipeline.settings import PostgresSettings
 from market_pipeline.stores.ticks import migrations, partitions, transaction
 from market_pipeline.stores.ticks.batch import BatchResult, Outcome, StoreReport, TickBatch
@@ -189,7 +190,7 @@ class TickStore:
         """
         _check_kept(days)
         cutoff = datetime.now(UTC).date() - timedelta(days=days)
-        midnight = datetime.combine(cutoff, datetime.min.time(), UTC)
+        before = midnight(cutoff)
         async with self._lock:
             await self._ensure_schema()
         self._partitions.forget()
@@ -199,9 +200,9 @@ class TickStore:
                 if self.layout is Layout.PARTITIONS:
                     dropped = await partitions.drop_before(connection, cutoff)
                 else:
-                    dropped = (await rows(connection, "chunks_drop", {"cutoff": midnight}))[0][0]
-                batches = (await connection.execute(load_sql("batches_drop"), {"cutoff": midnight})).rowcount
-                losses = (await connection.execute(load_sql("losses_drop"), {"cutoff": midnight})).rowcount
+                    dropped = (await rows(connection, "chunks_drop", {"cutoff": before}))[0][0]
+                batches = (await connection.execute(load_sql("batches_drop"), {"cutoff": before})).rowcount
+                losses = (await connection.execute(load_sql("losses_drop"), {"cutoff": before})).rowcount
         report = Dropped(cutoff, dropped, batches, losses)
         log.info("ticks_dropped", before=cutoff.isoformat(), days=dropped, batches=batches, losses=losses)
         return report
